@@ -1,0 +1,96 @@
+"""What the commands share: flags, config files with overrides, errors as one line."""
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from flamingo_jax.config import Config
+from flamingo_jax.errors import UserError
+from flamingo_jax.schema import build, dump, unknown_key
+
+WORKDIR = flags.DEFINE_string("workdir", None, "the directory that holds a run, new or old")
+
+
+def workdir() -> Path:
+    """What `--workdir` says. UserError: nothing."""
+    if not WORKDIR.value:
+        raise UserError("no workdir given; say where the run is kept, as in --workdir=runs/digits")
+    return Path(WORKDIR.value)
+
+
+def run(main: Callable[[Sequence[str]], int | None]) -> None:
+    """Run a command; print a user's mistake as one line and exit with status 2."""
+    # absl and Orbax put handlers of their own on the root logger.
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
+    try:
+        sys.exit(main(sys.argv))
+    except (UserError, flags.Error) as error:
+        message = " ".join(str(error).split())
+        print(f"error: {message}", file=sys.stderr)
+        sys.exit(2)
+
+
+def parse_config(argv: Sequence[str]) -> Config:
+    """Parse all flags, and the config: file, then defaults, then `--config.KEY=VALUE` overrides.
+
+    Raises:
+      UserError: no `--config`, an unreadable file, an unknown key, a value of the wrong type.
+    """
+    program, *args = _joined(argv)
+    files = [arg.split("=", 1)[1] for arg in args if arg.startswith("--config=")]
+    overrides = [arg for arg in args if arg.startswith("--config.")]
+    flags.FLAGS([program, *(arg for arg in args if not arg.startswith("--config"))])
+    if not files:
+        raise UserError("no config given; say which, as in --config=configs/digits.py")
+    complete = ConfigDict(dump(build(Config, _load(Path(files[-1])).to_dict())))
+    for override in overrides:
+        _check_path(complete, override.split("=", 1)[0].removeprefix("--config."))
+    values = flags.FlagValues()
+    holder = config_flags.DEFINE_config_dict(
+        "config", complete, flag_values=values, sys_argv=[program, *overrides]
+    )
+    values([program, *overrides])
+    return build(Config, holder.value.to_dict())
+
+
+def _joined(argv: Sequence[str]) -> list[str]:
+    """`--config FILE` as `--config=FILE`, likewise for overrides."""
+    joined: list[str] = []
+    for arg in argv:
+        if joined and joined[-1].startswith("--config") and "=" not in joined[-1]:
+            joined[-1] += f"={arg}"
+        else:
+            joined.append(arg)
+    return joined
+
+
+def _load(path: Path) -> ConfigDict:
+    if not path.is_file():
+        near = sorted(p.name for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
+        found = f"; {path.parent} holds: {', '.join(near)}" if near else ""
+        raise UserError(f"config file {path} does not exist{found}")
+    scope: dict = {"__file__": str(path), "__name__": path.stem}
+    try:
+        exec(compile(path.read_text(), path, "exec"), scope)
+        config = scope["get_config"]()
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"config file {path} could not be read: {reason}") from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"{path}: get_config() gave {type(config).__name__}, expected ConfigDict")
+    return config
+
+
+def _check_path(config: ConfigDict, path: str) -> None:
+    node: object = config
+    done = "config"
+    for key in path.split("."):
+        key = key.split("[", 1)[0]
+        if not isinstance(node, ConfigDict) or key not in node:
+            known = node.keys() if isinstance(node, ConfigDict) else ()
+            raise UserError(unknown_key(f"{done}.{key}", known))
+        node, done = node[key], f"{done}.{key}"

@@ -1,0 +1,56 @@
+"""Configuration: ml_collections at the door, frozen dataclasses inside.
+
+A config file returns a `ConfigDict`; `schema.build` turns it once into these dataclasses.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from flamingo_jax.data.pipeline import StreamConfig
+from flamingo_jax.models.flamingo import FlamingoConfig
+from flamingo_jax.training.optimizer import OptimizerConfig
+from flamingo_jax.training.sharding import MeshConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """The few-shot evaluation of the digits demo."""
+
+    split: Literal["validation", "held_out"] = "held_out"  # choose on the first, report the second
+    shots: tuple[int, ...] = (0, 1, 2, 4, 8)  # per class
+    num_examples: int = 1000  # binding prompts per number of shots
+    batch_size: int = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """One training run. Everything that changes its numbers is here; paths are not."""
+
+    model: FlamingoConfig
+    tokenizer: str  # "digits", or a tokenizer.json whose ids end where the model's new rows begin
+    streams: dict[str, StreamConfig]
+    num_steps: int
+    seed: int = 0
+    # Regular expressions over parameter paths. What no pattern finds is frozen: no gradient, no
+    # optimizer state and no checkpoint bytes. The default is OpenFlamingo's choice.
+    trainable: tuple[str, ...] = (
+        "^resampler/",
+        "^cross_attention/",
+        "^decoder/embedding/new_rows$",
+    )
+    frozen_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    accumulation_steps: int = 1  # micro-batches per update; equal to the one large batch
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    max_nonfinite_steps: int = 10  # updates in a row skipped for NaN or inf before the run stops
+    log_every: int = 50
+    checkpoint_every: int = 1000
+    keep_checkpoints: int = 2
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("num_steps", "accumulation_steps", "log_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, it must be at least 1")
+        if not self.streams:
+            raise ValueError("streams is empty: a run needs at least one stream of examples")

@@ -1,0 +1,45 @@
+"""The one type that every corpus is parsed into: text and images in reading order."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+# uint8 (H, W, 3), or (F, H, W, 3) for a video.
+Image = np.ndarray
+
+END_OF_CHUNK = "<|endofchunk|>"
+IMAGE = "<image>"
+
+
+@dataclass(frozen=True)
+class Document:
+    """A document as an interleaved sequence.
+
+    Attributes:
+      key: where it comes from, for logs and errors.
+      parts: text and images in reading order.
+      kind: which label mask it gets, see `examples.loss_weights`.
+    """
+
+    key: str
+    parts: tuple[str | Image, ...]
+    kind: Literal["pair", "interleaved"]
+
+    @property
+    def images(self) -> tuple[Image, ...]:
+        return tuple(part for part in self.parts if not isinstance(part, str))
+
+
+def render(document: Document) -> str:
+    """The text the language model reads: `<image>` for each image, and `<|endofchunk|>` before
+    every image but the first."""
+    pieces: list[str] = []
+    seen_image = False
+    for part in document.parts:
+        if isinstance(part, str):
+            pieces.append(part)
+        else:
+            pieces.append(END_OF_CHUNK + IMAGE if seen_image else IMAGE)
+            seen_image = True
+    return "".join(pieces)

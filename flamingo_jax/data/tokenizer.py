@@ -1,0 +1,69 @@
+"""Tokenizers by name, through the `tokenizers` library alone: workers start in no time."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import AddedToken, Tokenizer
+
+from flamingo_jax.data import digits
+from flamingo_jax.data.documents import END_OF_CHUNK, IMAGE
+from flamingo_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class TextTokens:
+    """A tokenizer and the ids that the model gives a meaning."""
+
+    tokenizer: Tokenizer
+    end_of_chunk: int
+    image: int
+    end_of_text: str
+
+    def encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    def token_id(self, word: str) -> int:
+        token = self.tokenizer.token_to_id(word)
+        if token is None:
+            raise KeyError(f"{word!r} is no token of this tokenizer")
+        return token
+
+
+def load_tokenizer(name: str, vocab_size: int) -> TextTokens:
+    """The tokenizer of a run, with Flamingo's two tokens at its end.
+
+    Args:
+      name: "digits" for the embedded data, or the path of a `tokenizer.json`.
+      vocab_size: rows of the language model's own embedding; `<|endofchunk|>` and `<image>` follow.
+
+    Raises:
+      UserError: no such file, or the ids do not fit the model.
+    """
+    if name == "digits":
+        tokenizer = digits.tokenizer()
+    elif Path(name).is_file():
+        tokenizer = Tokenizer.from_file(name)
+        # `save_pretrained` keeps whatever truncation and padding were last in force.
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+    else:
+        raise UserError(f"tokenizer {name!r} is neither 'digits' nor a tokenizer.json that exists")
+    tokenizer.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in (END_OF_CHUNK, IMAGE)]
+    )
+    ids = tokenizer.token_to_id(END_OF_CHUNK), tokenizer.token_to_id(IMAGE)
+    if ids != (vocab_size, vocab_size + 1):
+        raise UserError(
+            f"tokenizer {name!r} gives {END_OF_CHUNK} and {IMAGE} the ids {ids}, but with "
+            f"decoder.vocab_size {vocab_size} the model's rows for them are "
+            f"{(vocab_size, vocab_size + 1)}: set decoder.vocab_size to {ids[0]}"
+        )
+    return TextTokens(tokenizer, *ids, end_of_text=_end_of_text(tokenizer, name))
+
+
+def _end_of_text(tokenizer: Tokenizer, name: str) -> str:
+    known = ("</s>", "<|endoftext|>")
+    for token in known:
+        if tokenizer.token_to_id(token) is not None:
+            return token
+    raise UserError(f"tokenizer {name!r} has no end-of-text token (looked for: {', '.join(known)})")

@@ -1,0 +1,85 @@
+"""Results of the digits demo as a table, a plot and a picture of prompts with answers."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from flamingo_jax.evaluation.digits import Answered
+
+RIGHT, WRONG, LINE, MUTED = "#1a7f37", "#cf222e", "#0550ae", "#6e7781"
+
+
+def table(naming: Mapping[str, float], binding: Mapping[int, Mapping[str, float]]) -> str:
+    """The figures as plain text."""
+    lines = [
+        "task                         accuracy   ± stderr      n",
+        f"name a held-out digit          {naming['accuracy']:6.1%}              {naming['n']:5d}",
+    ]
+    for shots, result in binding.items():
+        lines.append(
+            f"bind two names, {shots} shot{'s' if shots != 1 else ' '} each   "
+            f"{result['accuracy']:6.1%}     {result['stderr']:6.1%}  {result['n']:5d}"
+        )
+    return "\n".join(lines)
+
+
+def plot_binding(binding: Mapping[int, Mapping[str, float]], path: Path) -> None:
+    """Accuracy against shots, with 95 % intervals and the level of chance."""
+    with mpl.rc_context({"font.size": 11}):
+        figure = Figure(figsize=(6, 3.8), layout="constrained")
+        axes = figure.subplots()
+        x = np.arange(len(binding))
+        accuracy = np.array([100 * r["accuracy"] for r in binding.values()])
+        interval = np.array([196 * r["stderr"] for r in binding.values()])
+        axes.axhline(50, color=MUTED, linestyle="--", linewidth=1)
+        axes.text(x[-1], 51, "chance", color=MUTED, ha="right", va="bottom")
+        axes.errorbar(x, accuracy, interval, color=LINE, marker="o", linewidth=2, capsize=4)
+        for i, value in enumerate(accuracy):
+            axes.annotate(
+                f"{value:.1f} %", (x[i], value), (0, -18), textcoords="offset points", ha="center"
+            )
+        axes.set_xticks(x, [str(shots) for shots in binding])
+        axes.set_xlabel("examples of each of the two classes in the prompt (shots)")
+        axes.set_ylabel("right name (%)")
+        axes.set_ylim(40, 103)
+        axes.set_title("Binding made-up names to held-out handwritten digits", fontsize=12)
+        axes.spines[["top", "right"]].set_visible(False)
+        figure.savefig(path, dpi=150)
+
+
+def draw_prompts(answers: Sequence[Answered], path: Path) -> None:
+    """One prompt a row: its images with their text, and what the model says of the last one."""
+    longest = max(len(a.question.prompt.images) for a in answers)
+    with mpl.rc_context({"font.size": 10}):
+        figure = Figure(figsize=(1.25 * (longest + 1), 1.75 * len(answers)), layout="constrained")
+        grid = figure.subplots(len(answers), longest, squeeze=False)
+        for row, answered in zip(grid, answers, strict=True):
+            for axes in row:
+                axes.set_axis_off()
+            _draw_prompt(row, answered)
+        figure.savefig(path, dpi=110)
+
+
+def _draw_prompt(row: Sequence[Axes], answered: Answered) -> None:
+    question = answered.question
+    captions = [part for part in question.prompt.parts if isinstance(part, str)]
+    images = question.prompt.images
+    for i, (axes, image) in enumerate(zip(row, images, strict=False)):
+        axes.imshow(255 - image, interpolation="nearest")
+        if i + 1 < len(images):
+            axes.set_title(captions[i], y=-0.32)
+            continue
+        prefix = f"{captions[-1]} " if len(captions) == len(images) else ""
+        said, right = question.choices[answered.choice], question.choices[question.right]
+        color = RIGHT if answered.correct else WRONG
+        text = f"{prefix}{said}" + ("" if answered.correct else f"\n(right: {right})")
+        axes.set_title(text, y=-0.32 if answered.correct else -0.55, color=color, weight="bold")
+        axes.patch.set_edgecolor(color)
+        axes.add_patch(
+            mpl.patches.Rectangle((0, 0), 1, 1, transform=axes.transAxes, fill=False,
+                                  edgecolor=color, linewidth=3)
+        )  # fmt: skip

@@ -1,0 +1,116 @@
+"""Gated cross-attention (GATED XATTN-DENSE), and which text sees which image."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from flamingo_jax.models.layers import FeedForward, layer_norm, linear
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossAttentionConfig:
+    """Section 2.2 of the Flamingo paper (arXiv 2204.14198); OpenFlamingo's sizes."""
+
+    interval: int = 1  # one block before every `interval`-th decoder layer
+    num_heads: int = 8
+    head_dim: int = 64
+    feed_forward_multiple: int = 4
+    # Gates start at tanh(gate_init): at 0 a pretrained language model starts out unchanged. A model
+    # that starts from nothing sees its images sooner with open gates.
+    gate_init: float = 0.0
+    # The block's feed-forward changes text that sees no image, too: how OpenFlamingo's released
+    # weights were trained. False: such text passes unchanged, so a text-only row is the plain LM.
+    feed_forward_everywhere: bool = False
+    # Text after an `<image>` that has no picture attends to every latent of its row alike: what the
+    # original does, only there to reproduce it. False: such text is an error.
+    uniform_beyond_images: bool = False
+
+
+def visible_image(
+    tokens_BL: Int[Array, "B L"], image_token: int, segments_BL: Int[Array, "B L"]
+) -> Int[Array, "B L"]:
+    """Index of the one image each text position sees, −1 for none.
+
+    A position sees the image whose `<image>` stands last at or before it in its own segment
+    (Flamingo's per-image masking). Images are numbered along the row, across segments, so that
+    packed documents keep their images apart. Padding (segment 0) sees none.
+    """
+    is_image_BL = (tokens_BL == image_token) & (segments_BL != 0)
+    index_L = jnp.arange(tokens_BL.shape[1])
+    starts_BL = jnp.diff(segments_BL, axis=1, prepend=segments_BL[:, :1] - 1) != 0
+    start_BL = jax.lax.cummax(jnp.where(starts_BL, index_L, 0), axis=1)
+    last_image_BL = jax.lax.cummax(jnp.where(is_image_BL, index_L, -1), axis=1)
+    sees_BL = (last_image_BL >= start_BL) & (segments_BL != 0)
+    return jnp.where(sees_BL, jnp.cumsum(is_image_BL, axis=1) - 1, -1)
+
+
+class GatedCrossAttention(nnx.Module):
+    """Text attends to its image's latents, then a feed-forward; each behind a tanh gate at zero."""
+
+    def __init__(
+        self,
+        config: CrossAttentionConfig,
+        width: int,
+        media_width: int,
+        *,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        inner = config.num_heads * config.head_dim
+        self.norm = layer_norm(width, dtype=dtype, rngs=rngs)
+        self.query = linear(width, inner, bias=False, dtype=dtype, rngs=rngs)
+        self.key = linear(media_width, inner, bias=False, dtype=dtype, rngs=rngs)
+        self.value = linear(media_width, inner, bias=False, dtype=dtype, rngs=rngs)
+        self.out = linear(inner, width, bias=False, dtype=dtype, rngs=rngs)
+        self.attention_gate = nnx.Param(jnp.full((), config.gate_init))
+        self.feed_forward = FeedForward(width, config.feed_forward_multiple, dtype=dtype, rngs=rngs)
+        self.feed_forward_gate = nnx.Param(jnp.full((), config.gate_init))
+        self.config = config
+
+    def __call__(
+        self,
+        x_BLD: Float[Array, "B L D"],
+        media_BTRD: Float[Array, "B T R M"],
+        visible_BL: Int[Array, "B L"],
+    ) -> Float[Array, "B L D"]:
+        """`visible`: index of the image each text position sees; −1: none; ≥ T: see the config."""
+        num_images = media_BTRD.shape[1]
+        limit = jnp.inf if self.config.uniform_beyond_images else num_images
+        sees_BLx = ((visible_BL >= 0) & (visible_BL < limit))[..., None]
+        y_BLD = x_BLD
+        if num_images:
+            attended_BLD = self._attend(x_BLD, media_BTRD, visible_BL, sees_BLx)
+            y_BLD = x_BLD + jnp.where(sees_BLx, self._gate(self.attention_gate) * attended_BLD, 0)
+        dense_BLD = self._gate(self.feed_forward_gate) * self.feed_forward(y_BLD)
+        if not self.config.feed_forward_everywhere:
+            dense_BLD = jnp.where(sees_BLx, dense_BLD, 0)
+        return y_BLD + dense_BLD
+
+    def _attend(
+        self,
+        x_BLD: Float[Array, "B L D"],
+        media_BTRD: Float[Array, "B T R M"],
+        visible_BL: Int[Array, "B L"],
+        sees_BLx: Bool[Array, "B L 1"],
+    ) -> Float[Array, "B L D"]:
+        num_images, num_latents = media_BTRD.shape[1:3]
+        head_dim = self.config.head_dim
+        media_BSD = rearrange(media_BTRD, "b t r d -> b (t r) d")
+        q_BLHK = rearrange(self.query(self.norm(x_BLD)), "b l (h k) -> b l h k", k=head_dim)
+        k_BSHK = rearrange(self.key(media_BSD), "b s (h k) -> b s h k", k=head_dim)
+        v_BSHK = rearrange(self.value(media_BSD), "b s (h k) -> b s h k", k=head_dim)
+        image_S = jnp.repeat(jnp.arange(num_images), num_latents)
+        # What sees nothing is masked out afterwards; attending to all keeps its softmax finite.
+        beyond_BLx = (visible_BL >= num_images)[..., None]
+        mask_BLS = (visible_BL[..., None] == image_S) | ~sees_BLx | beyond_BLx
+        # A query of zeros scores all keys alike.
+        q_BLHK = jnp.where(beyond_BLx[..., None], 0, q_BLHK)
+        attended = jax.nn.dot_product_attention(q_BLHK, k_BSHK, v_BSHK, mask=mask_BLS[:, None])
+        return self.out(rearrange(attended, "b l h k -> b l (h k)"))
+
+    def _gate(self, gate: nnx.Param) -> Float[Array, ""]:
+        return jnp.tanh(gate[...]).astype(self.out.dtype)

@@ -1,0 +1,238 @@
+"""The one decoder-only language model: MPT, GPT-NeoX, OPT and LLaMA are settings of it."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from flamingo_jax.models.layers import (
+    AttentionContext,
+    Block,
+    BlockConfig,
+    ModuleT,
+    block_norm,
+    linear,
+    pin_batch,
+    stack,
+)
+
+RematPolicy = Literal["none", "dots", "full"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderConfig(BlockConfig):
+    """A decoder-only language model.
+
+    Token ids: `vocab_size` pretrained rows, then `num_new_tokens` rows that Flamingo trains
+    (`<|endofchunk|>`, `<image>`), then `num_pad_tokens` (0 or 1) that nothing trains.
+    """
+
+    vocab_size: int
+    num_new_tokens: int = 0
+    num_pad_tokens: int = 0
+    position: Literal["alibi", "rotary", "learned"] = "rotary"
+    alibi_max: float = 8.0  # the last head's slope is 2 ** -alibi_max
+    rotary_fraction: float = 1.0  # of each head's features; GPT-NeoX's `rotary_pct`
+    rotary_theta: float = 10_000.0
+    max_length: int = 2048  # learned positions; other kinds need no table
+    position_offset: int = 0  # rows of the position table before position 0; OPT has 2
+    tie_head: bool = True
+
+    @property
+    def total_vocab_size(self) -> int:
+        return self.vocab_size + self.num_new_tokens + self.num_pad_tokens
+
+
+def alibi_slopes(num_heads: int, alibi_max: float = 8.0) -> Float[Array, "H"]:
+    """Slopes of ALiBi (arXiv 2108.12409). For head counts that are no power of two, as MPT does:
+    the slopes of the next power of two, every second one first."""
+    padded = 2 ** math.ceil(math.log2(num_heads))
+    slopes = 2.0 ** (-alibi_max / padded * jnp.arange(1, padded + 1))
+    if padded != num_heads:
+        slopes = jnp.concatenate([slopes[1::2], slopes[::2]])[:num_heads]
+    return slopes
+
+
+def segment_positions(segments_BL: Int[Array, "B L"]) -> Int[Array, "B L"]:
+    """Index of each token inside its run of equal segment ids: 0 at the run's first token."""
+    index_L = jnp.arange(segments_BL.shape[1])
+    starts_BL = jnp.diff(segments_BL, axis=1, prepend=segments_BL[:, :1]) != 0
+    return index_L - jax.lax.cummax(jnp.where(starts_BL, index_L, 0), axis=1)
+
+
+def causal_mask(segments_BL: Int[Array, "B L"]) -> Bool[Array, "B 1 L L"]:
+    """A token sees itself and earlier tokens of its own segment. Padding (segment 0) sees padding
+    only, which keeps its softmax finite and everything else untouched by it."""
+    length = segments_BL.shape[1]
+    same_BLL = segments_BL[:, :, None] == segments_BL[:, None, :]
+    return (same_BLL & jnp.tri(length, dtype=bool))[:, None]
+
+
+class Embedding(nnx.Module):
+    """Token rows in three parameters: pretrained, new (trained), pad (never trained).
+
+    Kept apart so that the gradient of the large table is never formed, and its rows stay bitwise
+    as they were. Lookup and the tied head see one table.
+    """
+
+    def __init__(self, config: DecoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        def rows(count: int) -> nnx.Param | None:
+            shape = (count, config.width)
+            scale = config.width**-0.5  # so that a tied head starts with logits of order one
+            return nnx.Param(scale * jax.random.normal(rngs.params(), shape)) if count else None
+
+        self.table = rows(config.vocab_size)
+        self.new_rows = rows(config.num_new_tokens)
+        self.pad_rows = rows(config.num_pad_tokens)
+        self.dtype = dtype
+
+    def _parts(self) -> list[Float[Array, "rows D"]]:
+        return [p[...] for p in (self.table, self.new_rows, self.pad_rows) if p is not None]
+
+    def __call__(self, tokens_BL: Int[Array, "B L"]) -> Float[Array, "B L D"]:
+        def look_up(part: Array, first: int) -> Array:
+            return part[jnp.clip(tokens_BL - first, 0, len(part) - 1)].astype(self.dtype)
+
+        table, *others = self._parts()
+        x_BLD, first = look_up(table, 0), len(table)
+        for part in others:
+            x_BLD = jnp.where(tokens_BL[..., None] < first, x_BLD, look_up(part, first))
+            first += len(part)
+        return x_BLD
+
+    def logits(self, x_BLD: Float[Array, "B L D"]) -> Float[Array, "B L V"]:
+        scores = [
+            jnp.einsum(
+                "bld,vd->blv", x_BLD, part.astype(self.dtype), preferred_element_type=jnp.float32
+            )
+            for part in self._parts()
+        ]
+        return jnp.concatenate(scores, axis=-1)
+
+
+class Decoder(nnx.Module):
+    """Decoder-only language model whose layers are stacked and scanned in groups of `interval`.
+
+    `layers[j]` holds layers j, j + interval, j + 2·interval, … ; `tail` those left over at the end.
+    One stack per position of the group: indexing one large stack inside the scan would make
+    per-layer remat save a second copy of the weights.
+    """
+
+    def __init__(
+        self, config: DecoderConfig, *, interval: int = 1, dtype: jnp.dtype, rngs: nnx.Rngs
+    ):
+        def make(block_rngs: nnx.Rngs) -> Block:
+            return Block(config, dtype=dtype, rngs=block_rngs)
+
+        def table(*shape: int) -> nnx.Param:
+            return nnx.Param(0.02 * jax.random.normal(rngs.params(), shape))
+
+        self.embedding = Embedding(config, dtype=dtype, rngs=rngs)
+        self.positions = (
+            table(config.max_length + config.position_offset, config.width)
+            if config.position == "learned"
+            else None
+        )
+        num_groups, left_over = divmod(config.num_layers, interval)
+        self.layers = nnx.List(
+            [stack(make, num_groups, rngs) for _ in range(interval)] if num_groups else []
+        )
+        self.tail = stack(make, left_over, rngs) if left_over else None
+        self.norm = block_norm(config, config.width, dtype=dtype, rngs=rngs)
+        self.head = (
+            None
+            if config.tie_head
+            else linear(config.width, config.total_vocab_size, bias=False, dtype=dtype, rngs=rngs)
+        )
+        self.config = config
+        self.dtype = dtype
+
+    def context(self, segments_BL: Int[Array, "B L"]) -> AttentionContext:
+        """Mask, ALiBi bias and rotary angles, shared by all layers."""
+        config = self.config
+        positions_BL = segment_positions(segments_BL)
+        bias_BHLS = rotary = None
+        if config.position == "alibi":
+            distance_BLL = positions_BL[:, None, :] - positions_BL[:, :, None]
+            slopes_H = alibi_slopes(config.num_heads, config.alibi_max)
+            bias_BHLS = slopes_H[None, :, None, None] * distance_BLL[:, None]
+        elif config.position == "rotary":
+            rotated = int(config.head_width * config.rotary_fraction)
+            frequency = config.rotary_theta ** (-jnp.arange(0, rotated, 2) / rotated)
+            angle = positions_BL[..., None] * jnp.concatenate([frequency, frequency])
+            rotary = jnp.cos(angle), jnp.sin(angle)
+        return AttentionContext(causal_mask(segments_BL), bias_BHLS, rotary)
+
+    def embed(
+        self, tokens_BL: Int[Array, "B L"], segments_BL: Int[Array, "B L"]
+    ) -> Float[Array, "B L D"]:
+        x_BLD = self.embedding(tokens_BL)
+        if self.positions is not None:
+            # Beyond the table a gather would silently repeat the last row.
+            if tokens_BL.shape[1] > self.config.max_length:
+                raise ValueError(
+                    f"text of {tokens_BL.shape[1]} tokens is longer than the "
+                    f"{self.config.max_length} learned positions (decoder.max_length)"
+                )
+            index_BL = segment_positions(segments_BL) + self.config.position_offset
+            x_BLD = x_BLD + self.positions[...].astype(self.dtype)[index_BL]
+        return x_BLD
+
+    def run_layers(
+        self,
+        x_BLD: Float[Array, "B L D"],
+        context: AttentionContext,
+        *,
+        between: tuple[ModuleT, Callable[[ModuleT, Array], Array]] | None = None,
+        remat: RematPolicy = "none",
+    ) -> Float[Array, "B L D"]:
+        """All layers. `between`: a stack with one module per group and how to apply it; it stands
+        before the last layer of its group (where Flamingo's cross-attention stands)."""
+        layer = rematerialize(lambda block, x: block(x, context), remat)
+
+        def group(x, stacks):
+            blocks, extra = stacks
+            for block in blocks[:-1]:
+                x = layer(block, pin_batch(x))
+            if between is not None:
+                x = rematerialize(between[1], remat)(extra, pin_batch(x))
+            return layer(blocks[-1], pin_batch(x)), None
+
+        if self.layers:
+            extra = between[0] if between is not None else None
+            x_BLD, _ = jax.lax.scan(group, x_BLD, (list(self.layers), extra))
+        if self.tail is not None:
+            x_BLD, _ = jax.lax.scan(lambda x, b: (layer(b, pin_batch(x)), None), x_BLD, self.tail)
+        return x_BLD
+
+    def logits(self, x_BLD: Float[Array, "B L D"]) -> Float[Array, "B L V"]:
+        x_BLD = self.norm(x_BLD)
+        if self.head is None:
+            return self.embedding.logits(x_BLD)
+        return self.head(x_BLD).astype(jnp.float32)
+
+    def __call__(
+        self, tokens_BL: Int[Array, "B L"], segments_BL: Int[Array, "B L"] | None = None
+    ) -> Float[Array, "B L V"]:
+        """Float32 logits of the next token. `segments`: 0 for padding, equal numbers for tokens
+        that may see each other (a 0/1 attention mask is a valid value); None: no padding."""
+        if segments_BL is None:
+            segments_BL = jnp.ones_like(tokens_BL)
+        x_BLD = self.embed(tokens_BL, segments_BL)
+        return self.logits(self.run_layers(x_BLD, self.context(segments_BL)))
+
+
+def rematerialize(apply: Callable, policy: RematPolicy) -> Callable:
+    """`jax.checkpoint` by name: "none" saves everything, "dots" matmul outputs, "full" nothing."""
+    if policy == "none":
+        return apply
+    saved = {
+        "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        "full": jax.checkpoint_policies.nothing_saveable,
+    }
+    return jax.checkpoint(apply, policy=saved[policy])

@@ -1,0 +1,158 @@
+"""Flamingo: a vision encoder and a language model, joined by resampler and cross-attention."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Float, Int, UInt8
+
+from flamingo_jax.models.cross_attention import (
+    CrossAttentionConfig,
+    GatedCrossAttention,
+    visible_image,
+)
+from flamingo_jax.models.decoder import Decoder, DecoderConfig, RematPolicy
+from flamingo_jax.models.layers import stack
+from flamingo_jax.models.resampler import PerceiverResampler, ResamplerConfig
+from flamingo_jax.models.vision import VisionConfig, VisionTransformer
+
+Images = UInt8[Array, "B T F H W 3"] | Float[Array, "B T F H W 3"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlamingoConfig:
+    """A whole model. Its token ids: see `DecoderConfig`."""
+
+    vision: VisionConfig
+    decoder: DecoderConfig
+    resampler: ResamplerConfig = field(default_factory=ResamplerConfig)
+    cross_attention: CrossAttentionConfig = field(default_factory=CrossAttentionConfig)
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of activations and matmul inputs
+    remat: RematPolicy = "none"
+
+    def __post_init__(self) -> None:
+        if self.decoder.num_new_tokens != 2:
+            raise ValueError(
+                f"decoder.num_new_tokens is {self.decoder.num_new_tokens}, Flamingo needs 2: "
+                "<|endofchunk|> and <image>"
+            )
+
+    @property
+    def end_of_chunk_token(self) -> int:
+        return self.decoder.vocab_size
+
+    @property
+    def image_token(self) -> int:
+        return self.decoder.vocab_size + 1
+
+
+class Flamingo(nnx.Module):
+    """The model of arXiv 2204.14198, as OpenFlamingo (arXiv 2308.01390) builds it."""
+
+    def __init__(self, config: FlamingoConfig, rngs: nnx.Rngs):
+        self.dtype = dtype = jnp.dtype(config.dtype)
+        cross, decoder = config.cross_attention, config.decoder
+        self.vision = VisionTransformer(config.vision, dtype=dtype, rngs=rngs)
+        self.resampler = PerceiverResampler(
+            config.resampler, config.vision.width, dtype=dtype, rngs=rngs
+        )
+        self.decoder = Decoder(decoder, interval=cross.interval, dtype=dtype, rngs=rngs)
+        self.cross_attention = stack(
+            lambda r: GatedCrossAttention(
+                cross, decoder.width, config.vision.width, dtype=dtype, rngs=r
+            ),
+            decoder.num_layers // cross.interval,
+            rngs,
+        )
+        self.config = config
+
+    def encode_images(self, images: Images) -> Float[Array, "B T R D"]:
+        """Latents of each image: uint8 RGB or normalised floats, F frames each (1 for a still)."""
+        batch, num_images = images.shape[:2]
+        if not num_images:
+            width = self.config.vision.width
+            return jnp.zeros((batch, 0, self.config.resampler.num_latents, width), self.dtype)
+        patches_BND = self.vision(rearrange(images, "b t f h w c -> (b t f) h w c"))
+        return self.resampler(
+            rearrange(patches_BND, "(b t f) n d -> b t f n d", b=batch, t=num_images)
+        )
+
+    def decode(
+        self,
+        media_BTRD: Float[Array, "B T R D"],
+        tokens_BL: Int[Array, "B L"],
+        segments_BL: Int[Array, "B L"],
+    ) -> Float[Array, "B L V"]:
+        """Logits of text that sees already encoded images."""
+        visible_BL = visible_image(tokens_BL, self.config.image_token, segments_BL)
+        x_BLD = self.decoder.run_layers(
+            self.decoder.embed(tokens_BL, segments_BL),
+            self.decoder.context(segments_BL),
+            between=(
+                self.cross_attention,
+                lambda block, x: block(x, media_BTRD, visible_BL),
+            ),
+            remat=self.config.remat,
+        )
+        return self.decoder.logits(x_BLD)
+
+    def __call__(
+        self,
+        images: Images,
+        tokens_BL: Int[Array, "B L"],
+        segments_BL: Int[Array, "B L"] | None = None,
+    ) -> Float[Array, "B L V"]:
+        """Float32 logits of the next token at every position.
+
+        Args:
+          images: uint8 RGB, or floats normalised with CLIP's mean and deviation.
+          tokens_BL: int32 ids.
+          segments_BL: 0 for padding, equal numbers for tokens that may see each other; a 0/1
+            attention mask is a valid value. None: no padding.
+
+        Raises:
+          ValueError: more `<image>` tokens than images in a row (checked here unless traced; the
+            input pipeline checks every batch with `check_image_count`).
+        """
+        if segments_BL is None:
+            segments_BL = jnp.ones_like(tokens_BL)
+        lenient = self.config.cross_attention.uniform_beyond_images
+        if not lenient and not isinstance(tokens_BL, jax.core.Tracer):
+            check_image_count(np.asarray(tokens_BL), self.config.image_token, images.shape[1])
+        return self.decode(self.encode_images(images), tokens_BL, segments_BL)
+
+
+def check_image_count(
+    tokens_BL: np.ndarray, image_token: int, num_images: int | np.ndarray
+) -> None:
+    """ValueError naming the first row with more `<image>` tokens than images (an int, or (B,)).
+
+    Without it such text would see no image at all; the original attends uniformly to every image.
+    """
+    counts_B = (tokens_BL == image_token).sum(axis=1)
+    limits_B = np.broadcast_to(num_images, counts_B.shape)
+    for row in np.flatnonzero(counts_B > limits_B):
+        raise ValueError(
+            f"row {row} has {counts_B[row]} <image> tokens but {limits_B[row]} images: "
+            "give every <image> its picture, or remove the mark from the text"
+        )
+
+
+def weighted_nll(
+    logits_BLV: Float[Array, "B L V"],
+    tokens_BL: Int[Array, "B L"],
+    weights_BL: Float[Array, "B L"],
+) -> Float[Array, ""]:
+    """Σ weight · −log p(token | earlier tokens), in float32.
+
+    `weights_BL[:, i]` weighs the prediction *of* token i (from position i − 1); the first token is
+    never predicted. Divide by Σ weights for the mean.
+    """
+    logits, targets = logits_BLV[:, :-1].astype(jnp.float32), tokens_BL[:, 1:]
+    log_z = jax.nn.logsumexp(logits, axis=-1)
+    picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    return jnp.sum(weights_BL[:, 1:] * (log_z - picked))

@@ -1,0 +1,220 @@
+"""Layers shared by the vision encoder, the language model and the parts that join them.
+
+Shape letters, here and in every file of this folder:
+B batch, L text length, S key length, D width, H query heads, G key/value heads, K head width,
+T images per row, F frames per image, N patch tokens per frame, R latents per image, V vocabulary.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Bool, Float
+
+BATCH_AXES = ("data", "fsdp")  # mesh axes over which rows of a batch are split
+
+ACTIVATIONS = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+}
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu"]
+ModuleT = TypeVar("ModuleT", bound=nnx.Module)
+Rotary = tuple[Float[Array, "B L rot"], Float[Array, "B L rot"]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockConfig:
+    """One pre-norm transformer layer. The defaults are those of GPT-2-like decoders."""
+
+    width: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int = 0  # 0: as many as query heads; fewer: grouped-query attention
+    head_dim: int = 0  # 0: width / num_heads
+    mlp_width: int = 0  # 0: 4 * width
+    activation: Activation = "gelu"
+    gated_mlp: bool = False  # down(act(gate(x)) * up(x)), as in LLaMA
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    norm_eps: float = 1e-5
+    norm_bias: bool = True
+    attention_bias: bool = True
+    mlp_bias: bool = True
+    qk_norm: bool = False  # norms of queries and keys over the full width, before the head split
+    parallel_residual: bool = False  # x + attention(norm1(x)) + mlp(norm2(x)), as in GPT-NeoX
+
+    def __post_init__(self) -> None:
+        if not self.head_dim and self.width % self.num_heads:
+            raise ValueError(f"width {self.width} does not divide by num_heads {self.num_heads}")
+        if self.num_heads % self.kv_heads:
+            raise ValueError(
+                f"num_heads {self.num_heads} does not divide by num_kv_heads {self.kv_heads}"
+            )
+
+    @property
+    def kv_heads(self) -> int:
+        return self.num_kv_heads or self.num_heads
+
+    @property
+    def head_width(self) -> int:
+        return self.head_dim or self.width // self.num_heads
+
+    @property
+    def hidden_width(self) -> int:
+        return self.mlp_width or 4 * self.width
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class AttentionContext:
+    """What every layer of a stack shares: computed once, outside the scan over layers."""
+
+    mask_BxLS: Bool[Array, "B 1 L S"] | None = None
+    bias_BHLS: Float[Array, "B H L S"] | None = None
+    rotary: Rotary | None = None  # cosine and sine per position
+
+
+def linear(
+    in_width: int, out_width: int, *, bias: bool, dtype: jnp.dtype, rngs: nnx.Rngs
+) -> nnx.Linear:
+    return nnx.Linear(in_width, out_width, use_bias=bias, dtype=dtype, rngs=rngs)
+
+
+def layer_norm(
+    width: int, *, eps: float = 1e-5, bias: bool = True, dtype: jnp.dtype, rngs: nnx.Rngs
+) -> nnx.LayerNorm:
+    # The one-pass variance loses digits that parity with PyTorch needs.
+    return nnx.LayerNorm(
+        width, epsilon=eps, use_bias=bias, use_fast_variance=False, dtype=dtype, rngs=rngs
+    )
+
+
+def block_norm(
+    config: BlockConfig, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs
+) -> nnx.LayerNorm | nnx.RMSNorm:
+    if config.norm == "rmsnorm":
+        return nnx.RMSNorm(width, epsilon=config.norm_eps, dtype=dtype, rngs=rngs)
+    return layer_norm(width, eps=config.norm_eps, bias=config.norm_bias, dtype=dtype, rngs=rngs)
+
+
+def rotate(x_BLHK: Float[Array, "B L H K"], rotary: Rotary) -> Float[Array, "B L H K"]:
+    """Rotary position embedding (arXiv 2104.09864) of the first features of each head.
+
+    Feature i is paired with feature i + rot/2, as GPT-NeoX and LLaMA do. Rotation is in float32.
+    """
+    cos, sin = (r[:, :, None, :] for r in rotary)
+    rotated_width = cos.shape[-1]
+    x, rest = x_BLHK[..., :rotated_width].astype(cos.dtype), x_BLHK[..., rotated_width:]
+    left, right = jnp.split(x, 2, axis=-1)
+    x = x * cos + jnp.concatenate([-right, left], axis=-1) * sin
+    return jnp.concatenate([x.astype(x_BLHK.dtype), rest], axis=-1)
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention with optional grouped-query heads, rotary and qk-norm."""
+
+    def __init__(self, config: BlockConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        width, bias = config.width, config.attention_bias
+        q_width = config.num_heads * config.head_width
+        kv_width = config.kv_heads * config.head_width
+        self.query = linear(width, q_width, bias=bias, dtype=dtype, rngs=rngs)
+        self.key = linear(width, kv_width, bias=bias, dtype=dtype, rngs=rngs)
+        self.value = linear(width, kv_width, bias=bias, dtype=dtype, rngs=rngs)
+        self.out = linear(q_width, width, bias=bias, dtype=dtype, rngs=rngs)
+
+        def head_norm(norm_width: int) -> nnx.LayerNorm | nnx.RMSNorm | None:
+            return (
+                block_norm(config, norm_width, dtype=dtype, rngs=rngs) if config.qk_norm else None
+            )
+
+        self.query_norm, self.key_norm = head_norm(q_width), head_norm(kv_width)
+        self.head_width = config.head_width
+
+    def __call__(
+        self, x_BLD: Float[Array, "B L D"], context: AttentionContext
+    ) -> Float[Array, "B L D"]:
+        q, k, v = self.query(x_BLD), self.key(x_BLD), self.value(x_BLD)
+        if self.query_norm is not None and self.key_norm is not None:
+            q, k = self.query_norm(q), self.key_norm(k)
+        q_BLHK, k_BLGK, v_BLGK = (y.reshape(*y.shape[:2], -1, self.head_width) for y in (q, k, v))
+        if context.rotary is not None:
+            q_BLHK, k_BLGK = rotate(q_BLHK, context.rotary), rotate(k_BLGK, context.rotary)
+        y_BLHK = jax.nn.dot_product_attention(
+            q_BLHK, k_BLGK, v_BLGK, bias=context.bias_BHLS, mask=context.mask_BxLS
+        )
+        return self.out(y_BLHK.reshape(*y_BLHK.shape[:2], -1))
+
+
+class MLP(nnx.Module):
+    """Two linear layers around an activation, or three where it is gated."""
+
+    def __init__(self, config: BlockConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        width, hidden, bias = config.width, config.hidden_width, config.mlp_bias
+
+        def widen() -> nnx.Linear:
+            return linear(width, hidden, bias=bias, dtype=dtype, rngs=rngs)
+
+        self.up = widen()
+        self.gate = widen() if config.gated_mlp else None
+        self.down = linear(hidden, width, bias=bias, dtype=dtype, rngs=rngs)
+        self.activation = config.activation
+
+    def __call__(self, x_BLD: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        activation = ACTIVATIONS[self.activation]
+        if self.gate is not None:
+            return self.down(activation(self.gate(x_BLD)) * self.up(x_BLD))
+        return self.down(activation(self.up(x_BLD)))
+
+
+class Block(nnx.Module):
+    """One transformer layer, of the vision encoder and of every language-model family."""
+
+    def __init__(self, config: BlockConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.attention_norm = block_norm(config, config.width, dtype=dtype, rngs=rngs)
+        self.attention = Attention(config, dtype=dtype, rngs=rngs)
+        self.mlp_norm = block_norm(config, config.width, dtype=dtype, rngs=rngs)
+        self.mlp = MLP(config, dtype=dtype, rngs=rngs)
+        self.parallel_residual = config.parallel_residual
+
+    def __call__(
+        self, x_BLD: Float[Array, "B L D"], context: AttentionContext
+    ) -> Float[Array, "B L D"]:
+        attended_BLD = x_BLD + self.attention(self.attention_norm(x_BLD), context)
+        mlp_in_BLD = x_BLD if self.parallel_residual else attended_BLD
+        return attended_BLD + self.mlp(self.mlp_norm(mlp_in_BLD))
+
+
+class FeedForward(nnx.Module):
+    """LayerNorm, widening, erf-GELU, narrowing; no biases (OpenFlamingo `FeedForward`)."""
+
+    def __init__(self, width: int, multiple: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.norm = layer_norm(width, dtype=dtype, rngs=rngs)
+        self.up = linear(width, multiple * width, bias=False, dtype=dtype, rngs=rngs)
+        self.down = linear(multiple * width, width, bias=False, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        return self.down(ACTIVATIONS["gelu"](self.up(self.norm(x))))
+
+
+def stack(make: Callable[[nnx.Rngs], ModuleT], num_layers: int, rngs: nnx.Rngs) -> ModuleT:
+    """`num_layers` modules as one whose every parameter has a leading layer axis, for `scan`."""
+    return jax.vmap(lambda key: make(nnx.Rngs(key)))(jax.random.split(rngs.params(), num_layers))
+
+
+def pin_batch(x: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
+    """Keep rows split over the batch axes of the mesh in force; without a mesh, do nothing.
+
+    Stated at every layer boundary: without it XLA reshards activations between layers.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = tuple(a for a in BATCH_AXES if a in mesh.axis_names)
+    if not axes or x.shape[0] % math.prod(mesh.shape[a] for a in axes):
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(axes))

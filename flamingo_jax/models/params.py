@@ -1,0 +1,90 @@
+"""Models as plain pytrees: a static graph, and parameters as a flat dict of path → array.
+
+Paths read like "decoder/layers/0/attention/query/kernel". One flat dict serves the optimizer,
+checkpoints, sharding rules, conversion and the choice of what is trained.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from flamingo_jax.models.flamingo import Flamingo, FlamingoConfig
+
+Params = dict[str, Any]  # path → jax.Array, or jax.ShapeDtypeStruct where nothing is allocated
+
+
+@dataclass(frozen=True, eq=False)  # hashed by identity, so that it can be a static argument
+class ModelGraph:
+    """The structure of a model without its numbers."""
+
+    graphdef: nnx.GraphDef = field(repr=False)
+    state: nnx.State = field(repr=False)  # of jax.ShapeDtypeStruct
+
+    def shapes(self) -> Params:
+        """Every parameter's shape and float32 dtype, by path."""
+        return {_join(path): leaf.get_value() for path, leaf in nnx.to_flat_state(self.state)}
+
+    def merge(self, *params: Mapping[str, jax.Array]) -> Any:
+        """The model holding these parameters (disjoint dicts, together complete)."""
+        values = {path: value for part in params for path, value in part.items()}
+        flat = [
+            (path, leaf.replace(values[_join(path)]))
+            for path, leaf in nnx.to_flat_state(self.state)
+        ]
+        return nnx.merge(self.graphdef, nnx.from_flat_state(flat))
+
+
+def _join(path: Iterable[Any]) -> str:
+    return "/".join(map(str, path))
+
+
+def flatten(model: nnx.Module) -> Params:
+    """Parameters of a built model by path."""
+    return {_join(path): leaf.get_value() for path, leaf in nnx.to_flat_state(nnx.state(model))}
+
+
+def abstract(make: Any) -> ModelGraph:
+    """The structure of the module that `make()` would build, without building it."""
+    graphdef, state = nnx.split(jax.eval_shape(make))
+    return ModelGraph(graphdef, state)
+
+
+def flamingo_graph(config: FlamingoConfig) -> ModelGraph:
+    return abstract(lambda: Flamingo(config, nnx.Rngs(0)))
+
+
+def init_params(config: FlamingoConfig, key: jax.Array) -> Params:
+    """Random float32 parameters; call it under `jax.jit` with `out_shardings` for large models."""
+    return flatten(Flamingo(config, nnx.Rngs(key)))
+
+
+def select(paths: Iterable[str], patterns: Iterable[str]) -> frozenset[str]:
+    """Paths in which some pattern (a regular expression) is found.
+
+    Raises:
+      ValueError: a pattern is not a regular expression, or matches no path.
+    """
+    paths = list(paths)
+    chosen: set[str] = set()
+    for pattern in patterns:
+        try:
+            matches = {path for path in paths if re.search(pattern, path)}
+        except re.error as error:
+            raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
+        if not matches:
+            tops = sorted({"/".join(path.split("/")[:2]) for path in paths})
+            raise ValueError(
+                f"pattern {pattern!r} matches no parameter; parameters begin with: "
+                + ", ".join(tops)
+            )
+        chosen |= matches
+    return frozenset(chosen)
+
+
+def cast(params: Params, dtype: str) -> Params:
+    return {path: value.astype(jnp.dtype(dtype)) for path, value in params.items()}

@@ -1,0 +1,99 @@
+"""Perceiver Resampler: any number of patch tokens and frames → a fixed number of latents."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Float
+
+from flamingo_jax.models.layers import FeedForward, layer_norm, linear, pin_batch, stack
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResamplerConfig:
+    """Section 2.1 of the Flamingo paper (arXiv 2204.14198); OpenFlamingo's sizes."""
+
+    num_layers: int = 6
+    num_latents: int = 64
+    num_heads: int = 8
+    head_dim: int = 64
+    feed_forward_multiple: int = 4
+    max_frames: int = 0  # > 0: a learned embedding per frame of a video
+    max_media: int = 0  # > 0: a learned embedding per image position in the row
+
+
+class ResamplerLayer(nnx.Module):
+    """Latents attend to [patch tokens, latents], then a feed-forward; both residual."""
+
+    def __init__(self, config: ResamplerConfig, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        inner = config.num_heads * config.head_dim
+        self.media_norm = layer_norm(width, dtype=dtype, rngs=rngs)
+        self.latent_norm = layer_norm(width, dtype=dtype, rngs=rngs)
+        self.query = linear(width, inner, bias=False, dtype=dtype, rngs=rngs)
+        self.key = linear(width, inner, bias=False, dtype=dtype, rngs=rngs)
+        self.value = linear(width, inner, bias=False, dtype=dtype, rngs=rngs)
+        self.out = linear(inner, width, bias=False, dtype=dtype, rngs=rngs)
+        self.feed_forward = FeedForward(width, config.feed_forward_multiple, dtype=dtype, rngs=rngs)
+        self.head_dim = config.head_dim
+
+    def __call__(
+        self, latents_BRD: Float[Array, "B R D"], media_BND: Float[Array, "B N D"]
+    ) -> Float[Array, "B R D"]:
+        queries_BRD = self.latent_norm(latents_BRD)
+        keys_BSD = jnp.concatenate([self.media_norm(media_BND), queries_BRD], axis=1)
+        q, k, v = (
+            rearrange(y, "b s (h k) -> b s h k", k=self.head_dim)
+            for y in (self.query(queries_BRD), self.key(keys_BSD), self.value(keys_BSD))
+        )
+        attended = jax.nn.dot_product_attention(q, k, v)
+        latents_BRD = latents_BRD + self.out(rearrange(attended, "b r h k -> b r (h k)"))
+        return latents_BRD + self.feed_forward(latents_BRD)
+
+
+class PerceiverResampler(nnx.Module):
+    """Learned latents that read the patch tokens of one image, or of all frames of one video."""
+
+    def __init__(self, config: ResamplerConfig, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        def embedding(count: int) -> nnx.Param | None:
+            if not count:
+                return None
+            return nnx.Param(0.02 * jax.random.normal(rngs.params(), (count, width)))
+
+        self.latents = nnx.Param(jax.random.normal(rngs.params(), (config.num_latents, width)))
+        self.frame_embedding = embedding(config.max_frames)
+        self.media_embedding = embedding(config.max_media)
+        self.layers = stack(
+            lambda r: ResamplerLayer(config, width, dtype=dtype, rngs=r), config.num_layers, rngs
+        )
+        self.norm = layer_norm(width, dtype=dtype, rngs=rngs)
+        self.dtype = dtype
+
+    def __call__(self, x_BTFND: Float[Array, "B T F N D"]) -> Float[Array, "B T R D"]:
+        """Latents of each image or video. ValueError: more frames or images than embeddings."""
+        batch, images, frames = x_BTFND.shape[:3]
+        x_BTFND = x_BTFND.astype(self.dtype)
+        for table, count, axis, name in (
+            (self.frame_embedding, frames, 2, "frames"),
+            (self.media_embedding, images, 1, "media"),
+        ):
+            if table is None:
+                continue
+            if count > len(table):
+                raise ValueError(
+                    f"{count} {name} given, the resampler has embeddings for {len(table)}: "
+                    f"raise resampler.max_{name}"
+                )
+            shape = [1] * 4 + [-1]
+            shape[axis] = count
+            x_BTFND = x_BTFND + table[:count].astype(self.dtype).reshape(shape)
+        media_BND = rearrange(x_BTFND, "b t f n d -> (b t) (f n) d")
+        latents_RD = self.latents[...].astype(self.dtype)
+        latents_BRD = jnp.broadcast_to(latents_RD, (len(media_BND), *latents_RD.shape))
+
+        def body(latents, layer):
+            return layer(pin_batch(latents), media_BND), None
+
+        latents_BRD, _ = jax.lax.scan(body, latents_BRD, self.layers)
+        return rearrange(self.norm(latents_BRD), "(b t) r d -> b t r d", b=batch)

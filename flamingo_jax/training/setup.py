@@ -1,0 +1,120 @@
+"""A config turned into what a run works with: mesh, model, parameters, step and data."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from flamingo_jax.config import Config
+from flamingo_jax.data.pipeline import Stream, make_streams
+from flamingo_jax.data.tokenizer import TextTokens, load_tokenizer
+from flamingo_jax.errors import UserError
+from flamingo_jax.models.params import (
+    ModelGraph,
+    Params,
+    cast,
+    flamingo_graph,
+    init_params,
+    select,
+)
+from flamingo_jax.training.optimizer import make_optimizer
+from flamingo_jax.training.sharding import make_mesh, tree_shardings
+from flamingo_jax.training.step import TrainState, init_state, make_train_step
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything a config determines.
+
+    Attributes:
+      make_state: gives fresh (state, frozen) on the mesh; compiles and allocates when called.
+      state_shardings: where each leaf of the state lies.
+      train_step: jitted (state, frozen, batch) → (state, metrics); consumes `state`.
+    """
+
+    config: Config
+    mesh: Mesh
+    graph: ModelGraph
+    trained: frozenset[str]
+    tokens: TextTokens
+    streams: dict[str, Stream]
+    make_state: Callable[[], tuple[TrainState, Params]]
+    state_shapes: TrainState
+    state_shardings: TrainState
+    train_step: Callable[[TrainState, Params, Any], tuple[TrainState, dict[str, jax.Array]]]
+
+
+def set_up(config: Config, devices: list[jax.Device] | None = None) -> Run:
+    """Check a config against itself, the data and the devices, before anything is computed.
+
+    Raises:
+      UserError: see the checks below; each names the key to change.
+    """
+    try:
+        mesh = make_mesh(config.mesh, devices)
+    except ValueError as error:
+        raise UserError(f"config.mesh: {error}") from None
+    _check_batch_sizes(config, mesh.size)
+    tokens = load_tokenizer(config.tokenizer, config.model.decoder.vocab_size)
+    streams = make_streams(config.streams, tokens, config.model.vision.image_size)
+
+    graph = flamingo_graph(config.model)
+    shapes = graph.shapes()
+    try:
+        trained = select(shapes, config.trainable)
+    except ValueError as error:
+        raise UserError(f"config.trainable: {error}") from None
+    try:
+        optimizer = make_optimizer(
+            config.optimizer, config.num_steps, {p: shapes[p] for p in trained}
+        )
+    except ValueError as error:
+        raise UserError(f"config.optimizer.decay: {error}") from None
+
+    def build(key: jax.Array) -> tuple[TrainState, Params]:
+        params = init_params(config.model, key)
+        frozen = {path: value for path, value in params.items() if path not in trained}
+        return (
+            init_state({path: params[path] for path in trained}, optimizer),
+            cast(frozen, config.frozen_dtype),
+        )
+
+    key = jax.random.key(config.seed)
+    abstract = jax.eval_shape(build, key)
+    state_shardings, frozen_shardings = shardings = tree_shardings(abstract, mesh)
+    step = make_train_step(
+        graph,
+        optimizer,
+        {name: stream.weight for name, stream in config.streams.items()},
+        config.accumulation_steps,
+    )
+    return Run(
+        config=config,
+        mesh=mesh,
+        graph=graph,
+        trained=trained,
+        tokens=tokens,
+        streams=streams,
+        make_state=lambda: jax.jit(build, out_shardings=shardings)(key),
+        state_shapes=abstract[0],
+        state_shardings=state_shardings,
+        train_step=jax.jit(
+            step,
+            in_shardings=(state_shardings, frozen_shardings, None),
+            out_shardings=(state_shardings, None),
+            donate_argnums=0,
+        ),
+    )
+
+
+def _check_batch_sizes(config: Config, num_devices: int) -> None:
+    parts = num_devices * config.accumulation_steps
+    for name, stream in config.streams.items():
+        if stream.batch_size % parts:
+            raise UserError(
+                f"config.streams.{name}.batch_size is {stream.batch_size}, which does not divide "
+                f"by {num_devices} devices × {config.accumulation_steps} accumulation steps: "
+                f"choose a multiple of {parts}"
+            )

@@ -1,0 +1,113 @@
+"""The training step: one pure function of (state, frozen, batch), jitted once."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from flamingo_jax.models.flamingo import weighted_nll
+from flamingo_jax.models.params import ModelGraph, Params
+
+Batch = Mapping[str, Mapping[str, Array]]  # stream → images, tokens, segments, weights
+Metrics = dict[str, Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """Everything that training changes: trained parameters only, never a frozen one."""
+
+    step: Int[Array, ""]  # updates done, skipped ones included
+    nonfinite_steps: Int[Array, ""]  # updates skipped in a row, because of NaN or inf
+    params: Params  # float32
+    opt_state: optax.OptState
+
+
+def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(zero, zero, params, optimizer.init(params))
+
+
+def stream_losses(
+    graph: ModelGraph, params: Params, frozen: Params, batch: Batch, totals: Mapping[str, Array]
+) -> dict[str, Float[Array, ""]]:
+    """Loss of each stream: Σ weight·nll of its tokens over `totals`, the Σ weight it is part of."""
+    model = graph.merge(params, frozen)
+    return {
+        name: weighted_nll(
+            model(rows["images"], rows["tokens"], rows["segments"]), rows["tokens"], rows["weights"]
+        )
+        / totals[name]
+        for name, rows in batch.items()
+    }
+
+
+def make_train_step(
+    graph: ModelGraph,
+    optimizer: optax.GradientTransformation,
+    stream_weights: Mapping[str, float],
+    accumulation_steps: int = 1,
+) -> Callable[[TrainState, Params, Batch], tuple[TrainState, Metrics]]:
+    """The update of `state` by one batch; jit it with `state` donated.
+
+    The loss is Σ stream weight · (mean over the stream's counted tokens). With accumulation, each
+    micro-batch is divided by the token count of the whole batch, so that the sum of gradients is
+    the whole batch's, also when micro-batches count different numbers of tokens. An update that is
+    not finite is skipped and counted.
+    """
+
+    def loss_fn(params, frozen, batch, totals):
+        losses = stream_losses(graph, params, frozen, batch, totals)
+        return sum(stream_weights[name] * loss for name, loss in losses.items()), losses
+
+    def gradients(params, frozen, batch, totals):
+        (_, losses), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+            params, frozen, batch, totals
+        )
+        return grads, losses
+
+    def accumulate(params, frozen, batch, totals):
+        micro_batches = jax.tree.map(lambda x: split_rows(x, accumulation_steps), batch)
+
+        def body(sums, micro_batch):
+            return jax.tree.map(jnp.add, sums, gradients(params, frozen, micro_batch, totals)), None
+
+        zeros = jax.tree.map(jnp.zeros_like, params), {name: jnp.zeros(()) for name in batch}
+        return jax.lax.scan(body, zeros, micro_batches)[0]
+
+    def train_step(state, frozen, batch):
+        counts = {name: rows["weights"][:, 1:].sum() for name, rows in batch.items()}
+        totals = {name: jnp.maximum(count, 1.0) for name, count in counts.items()}
+        compute = gradients if accumulation_steps == 1 else accumulate
+        grads, losses = compute(state.params, frozen, batch, totals)
+
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        grad_norm = optax.tree.norm(grads)
+        loss = sum(stream_weights[name] * value for name, value in losses.items())
+        finite = jnp.isfinite(grad_norm) & jnp.isfinite(loss)
+        params, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old),
+            (params, opt_state),
+            (state.params, state.opt_state),
+        )
+        nonfinite_steps = jnp.where(finite, 0, state.nonfinite_steps + 1)
+        metrics = {
+            "loss": loss,
+            **{f"loss/{name}": value for name, value in losses.items()},
+            **{f"tokens/{name}": count for name, count in counts.items()},
+            "grad_norm": grad_norm,
+            "nonfinite_steps": nonfinite_steps,
+        }
+        return TrainState(state.step + 1, nonfinite_steps, params, opt_state), metrics
+
+    return train_step
+
+
+def split_rows(x: Array, parts: int) -> Array:
+    """(B, …) → (parts, B/parts, …). Micro-batch k takes every `parts`-th row, so that each device
+    keeps the rows it has."""
+    return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)

@@ -1,0 +1,79 @@
+"""Eight fake CPU devices for every test; small models that many tests share."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+# Programs here run for milliseconds: compile them fast rather than well.
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
+    "--xla_llvm_disable_expensive_passes=true"
+)
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import settings
+
+from flamingo_jax.models.cross_attention import CrossAttentionConfig
+from flamingo_jax.models.decoder import DecoderConfig
+from flamingo_jax.models.flamingo import FlamingoConfig
+from flamingo_jax.models.params import flamingo_graph
+from flamingo_jax.models.resampler import ResamplerConfig
+from flamingo_jax.models.vision import VisionConfig
+
+settings.register_profile("compiled", deadline=None, max_examples=30)  # examples compile
+settings.load_profile("compiled")
+
+VOCAB, IMAGE = 30, 31  # rows of the pretrained table, and the id of <image>
+
+
+def small_config(**decoder) -> FlamingoConfig:
+    """Five decoder layers with a cross-attention every second one: one layer is left over."""
+    return FlamingoConfig(
+        vision=VisionConfig(width=16, num_layers=2, num_heads=2, image_size=8, patch_size=4),
+        resampler=ResamplerConfig(num_layers=2, num_latents=3, num_heads=2, head_dim=8),
+        cross_attention=CrossAttentionConfig(interval=2, num_heads=2, head_dim=8),
+        decoder=DecoderConfig(
+            **{
+                "width": 16,
+                "num_layers": 5,
+                "num_heads": 2,
+                "vocab_size": VOCAB,
+                "num_new_tokens": 2,
+                "num_pad_tokens": 1,
+                **decoder,
+            }
+        ),
+    )
+
+
+def random_params(config: FlamingoConfig, *, gate: float = 0.7) -> dict[str, np.ndarray]:
+    """Random parameters, biases and norms included, with open gates; nothing is compiled."""
+    rng = np.random.default_rng(0)
+
+    def draw(path: str, shape: tuple[int, ...]) -> np.ndarray:
+        if path.endswith("_gate"):
+            return np.full(shape, gate)
+        if path.endswith("kernel"):
+            return rng.normal(size=shape) / np.sqrt(shape[-2])
+        return float(path.endswith("scale")) + 0.3 * rng.normal(size=shape)
+
+    shapes = flamingo_graph(config).shapes()
+    return {p: jnp.asarray(draw(p, s.shape), jnp.float32) for p, s in shapes.items()}
+
+
+@pytest.fixture(scope="session")
+def small():
+    """(graph, params, model) of a small Flamingo with open gates."""
+    config = small_config()
+    graph, params = flamingo_graph(config), random_params(config)
+    return graph, params, graph.merge(params)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def random_images(rng, *shape: int) -> np.ndarray:
+    return rng.integers(0, 256, (*shape, 8, 8, 3), dtype=np.uint8)

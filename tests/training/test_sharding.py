@@ -1,0 +1,57 @@
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from flamingo_jax.training.sharding import (
+    MeshConfig,
+    make_mesh,
+    parameter_spec,
+    to_device,
+    tree_shardings,
+)
+
+
+def test_minus_one_takes_what_is_left():
+    assert dict(make_mesh(MeshConfig()).shape) == {"data": 8, "fsdp": 1}
+    assert dict(make_mesh(MeshConfig(fsdp=4)).shape) == {"data": 2, "fsdp": 4}
+
+
+def test_a_mesh_that_does_not_fit_says_so():
+    with pytest.raises(ValueError, match="data=3 × fsdp=1 does not fit 8 devices"):
+        make_mesh(MeshConfig(data=3))
+    with pytest.raises(ValueError, match="data=-1 × fsdp=3 does not fit 8 devices"):
+        make_mesh(MeshConfig(fsdp=3))
+    with pytest.raises(ValueError, match="one may be -1"):
+        MeshConfig(data=-1, fsdp=-1)
+
+
+@pytest.mark.parametrize(
+    ("path", "shape", "spec"),
+    [
+        ("decoder/embedding/table", (50277, 2048), PartitionSpec(None, "fsdp")),
+        ("decoder/layers/0/mlp/up/kernel", (8, 2048, 8192), PartitionSpec(None, "fsdp")),
+        ("decoder/tail/mlp/up/kernel", (8, 2049, 8192), PartitionSpec(None, None, "fsdp")),
+        ("cross_attention/out/kernel", (8, 512, 4096), PartitionSpec(None, "fsdp")),
+        ("resampler/latents", (64, 1024), PartitionSpec("fsdp")),
+        ("decoder/norm/scale", (4096,), PartitionSpec()),
+    ],
+)
+def test_the_first_divisible_axis_after_the_layers_is_split(path, shape, spec):
+    assert parameter_spec(path, shape, make_mesh(MeshConfig(fsdp=8))) == spec
+    assert parameter_spec(path, shape, make_mesh(MeshConfig())) == PartitionSpec()
+
+
+def test_optimizer_state_lies_with_its_weights():
+    shape = jax.ShapeDtypeStruct((64, 1024), np.float32)
+    tree = ({"resampler/latents": shape}, jax.ShapeDtypeStruct((), np.int32))
+    shardings = tree_shardings(tree, make_mesh(MeshConfig(fsdp=8)))
+    assert shardings[0]["resampler/latents"].spec == PartitionSpec("fsdp")
+    assert shardings[1].spec == PartitionSpec()
+
+
+def test_rows_are_split_over_all_devices():
+    batch = {"pairs": {"tokens": np.arange(16).reshape(8, 2)}}
+    tokens = to_device(batch, make_mesh(MeshConfig(fsdp=4)))["pairs"]["tokens"]
+    assert [shard.data.shape for shard in tokens.addressable_shards] == [(1, 2)] * 8
+    np.testing.assert_array_equal(tokens, batch["pairs"]["tokens"])

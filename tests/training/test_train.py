@@ -1,0 +1,280 @@
+"""Whole runs, in this process and as commands that are killed."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from flamingo_jax import cli
+from flamingo_jax.config import Config
+from flamingo_jax.evaluate import evaluate
+from flamingo_jax.schema import build
+from flamingo_jax.train import train
+from flamingo_jax.training.checkpoint import Checkpointer, state_shapes
+from flamingo_jax.training.metrics import read_metrics
+from flamingo_jax.training.setup import set_up
+from flamingo_jax.training.sharding import MeshConfig, to_device
+from tests import tiny
+
+ROOT = Path(__file__).parents[2]
+CONFIG = build(Config, tiny.get_config().to_dict())
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The working directory of a finished run on one device."""
+    workdir = tmp_path_factory.mktemp("one_device")
+    train(CONFIG, workdir, jax.devices()[:1])
+    return workdir
+
+
+def final_params(workdir: Path, config: Config = CONFIG, devices=None):
+    run = set_up(config, devices or jax.devices()[:1])
+    checkpointer = Checkpointer(workdir, keep=2)
+    state, _ = checkpointer.restore(state_shapes(run.state_shapes, run.state_shardings))
+    checkpointer.close()
+    return jax.tree.map(np.asarray, state.params)
+
+
+def test_a_run_leaves_metrics_checkpoints_and_tensorboard(trained):
+    metrics = read_metrics(trained)
+    assert [m["step"] for m in metrics] == [1, 2, 3, 4, 5, 6]
+    assert {"loss", "loss/pairs", "loss/interleaved", "tokens/pairs", "grad_norm"} <= set(
+        metrics[0]
+    )
+    assert sorted(p.name for p in (trained / "checkpoints").iterdir()) == ["4", "6"]
+    assert list((trained / "tensorboard").glob("events.*"))
+
+
+@pytest.mark.parametrize("mesh", [{}, {"fsdp": 4}], ids=["data 8", "data 2 × fsdp 4"])
+def test_eight_devices_give_the_losses_of_one(trained, tmp_path, mesh):
+    sharded = dataclasses.replace(CONFIG, mesh=MeshConfig(**mesh))
+    train(sharded, tmp_path)
+    for one, eight in zip(read_metrics(trained), read_metrics(tmp_path), strict=True):
+        for name, value in one.items():
+            np.testing.assert_allclose(eight[name], value, rtol=2e-4, atol=1e-6, err_msg=name)
+
+
+def test_frozen_leaves_stay_bitwise_as_they_were():
+    run = set_up(CONFIG, jax.devices()[:1])
+    state, frozen = run.make_state()
+    before = jax.tree.map(np.array, (state.params, frozen))
+    for step in range(3):
+        rows = {n: s.batch(step, (0, i)) for i, (n, s) in enumerate(sorted(run.streams.items()))}
+        with jax.set_mesh(run.mesh):
+            state, _ = run.train_step(state, frozen, to_device(rows, run.mesh))
+    assert before[1]
+    for path, value in before[1].items():
+        assert np.array(frozen[path]).tobytes() == value.tobytes(), path
+    unchanged = [p for p, v in before[0].items() if np.array_equal(v, state.params[p])]
+    assert not unchanged
+
+
+def test_checkpoints_hold_no_byte_of_a_frozen_leaf(trained):
+    """Counted twice: the leaves that Orbax lists, and the bytes on the disk."""
+    run = set_up(CONFIG, jax.devices()[:1])
+    metadata = json.loads((trained / "checkpoints/6/state/_METADATA").read_text())
+    saved = [
+        tuple(part["key"] for part in entry["key_metadata"])
+        for entry in metadata["tree_metadata"].values()
+    ]
+    assert {path[-1] for path in saved if path[0] == "params"} == set(run.trained)
+    for path in run.graph.shapes():
+        copies = sum(path in key for key in saved)
+        assert copies == (3 if path in run.trained else 0), path  # itself and Adam's two moments
+
+
+def test_checkpoint_size_does_not_grow_with_the_frozen_model(trained, tmp_path):
+    def checkpoint_bytes(workdir):
+        files = (workdir / "checkpoints").rglob("*")
+        return sum(f.stat().st_size for f in files if f.is_file())
+
+    large = tiny.get_config()
+    large.model.vision.mlp_width = 4096
+    large.model.decoder.mlp_width = 4096
+    large.num_steps = large.checkpoint_every = 1
+    train(build(Config, large.to_dict()), tmp_path, jax.devices()[:1])
+    frozen_bytes = 4 * 2 * 16 * 4096 * 2  # bfloat16 up and down kernels of four layers
+    small_bytes = checkpoint_bytes(trained) / 2  # it kept two checkpoints
+    assert checkpoint_bytes(tmp_path) < small_bytes + frozen_bytes / 10
+
+
+def test_a_finished_run_has_nothing_left_to_do(trained, capsys):
+    before = (trained / "metrics.jsonl").read_text()
+    train(CONFIG, trained, jax.devices()[:1])
+    assert "resumed from step 6" in capsys.readouterr().out
+    assert (trained / "metrics.jsonl").read_text() == before
+
+
+def test_evaluation_writes_results_and_pictures(trained, capsys):
+    path = evaluate(trained)
+    results = json.loads(path.read_text())
+    assert set(results) == {"naming", "binding"}
+    assert results["naming"]["n"] == 397
+    assert set(results["binding"]) == {"0", "2"}
+    assert set(results["binding"]["2"]) == {"accuracy", "stderr", "n"}
+    for name in ("binding.png", "prompts.png"):
+        assert (trained / name).read_bytes().startswith(b"\x89PNG")
+    assert "name a held-out digit" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory):
+    """Starts a training process of many short steps; compiled programs are shared."""
+    cache = tmp_path_factory.mktemp("compiled")
+    env = {
+        **os.environ,
+        "XLA_FLAGS": "",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "PYTHONPATH": str(ROOT),
+    }
+
+    def start(workdir: Path, **changes):
+        args = {"num_steps": 300, "checkpoint_every": 20, **changes}
+        overrides = [f"--config.{key}={value}" for key, value in args.items()]
+        return subprocess.Popen(
+            [sys.executable, "-m", "flamingo_jax.train", "--config=tests/tiny.py",
+             f"--workdir={workdir}", *overrides],
+            cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    return start
+
+
+def finish(process) -> str:
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return out
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(command, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("uninterrupted")
+    finish(command(workdir))
+    return workdir
+
+
+def wait_for_step(process, workdir: Path, step: int) -> None:
+    path = workdir / "metrics.jsonl"
+    for _ in range(30_000):
+        if path.exists() and len(path.read_text().splitlines()) >= step:
+            return
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    raise AssertionError(f"step {step} was not reached")
+
+
+def test_a_run_that_is_killed_goes_on_bit_for_bit(command, uninterrupted, tmp_path):
+    process = command(tmp_path)
+    wait_for_step(process, tmp_path, 45)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert len(read_metrics_until_damage(tmp_path)) < 300
+    assert "resumed from step" in finish(command(tmp_path))
+    assert_same_run(tmp_path, uninterrupted)
+
+
+def test_sigterm_saves_and_exits_with_0(command, uninterrupted, tmp_path):
+    process = command(tmp_path, checkpoint_every=1000)
+    wait_for_step(process, tmp_path, 10)
+    process.send_signal(signal.SIGTERM)
+    assert "stopped by SIGTERM" in finish(process)
+    stopped = len(read_metrics(tmp_path))
+    assert stopped < 300
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == [str(stopped)]
+    assert f"resumed from step {stopped}" in finish(command(tmp_path, checkpoint_every=1000))
+    assert_same_run(tmp_path, uninterrupted)
+
+
+def read_metrics_until_damage(workdir: Path) -> list[str]:
+    return (workdir / "metrics.jsonl").read_text().splitlines()
+
+
+def assert_same_run(workdir: Path, reference: Path) -> None:
+    assert (workdir / "metrics.jsonl").read_text() == (reference / "metrics.jsonl").read_text()
+    config = dataclasses.replace(CONFIG, num_steps=300)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        final_params(workdir, config),
+        final_params(reference, config),
+    )
+
+
+BAD_INPUT = {
+    "an unknown key": (
+        ["--config.optimizer.learning_rat=1"],
+        "unknown config key 'config.optimizer.learning_rat'; did you mean 'learning_rate'?",
+    ),
+    "a value of the wrong type": (["--config.num_steps=many"], "num_steps=many"),
+    "a choice that does not exist": (
+        ["--config.optimizer.schedule=step"],
+        "config.optimizer.schedule is 'step', expected one of: 'constant', 'linear', 'cosine'",
+    ),
+    "a pattern that matches nothing": (
+        ["--config.trainable=('xattn',)"],
+        "config.trainable: pattern 'xattn' matches no parameter; parameters begin with: ",
+    ),
+    "batches that do not divide": (
+        ["--config.streams.pairs.batch_size=9"],
+        "config.streams.pairs.batch_size is 9, which does not divide by 8 devices",
+    ),
+    "a mesh that does not fit": (["--config.mesh.data=3"], "does not fit 8 devices"),
+    "an unknown flag": (["--workdirr=x"], "Unknown command line flag 'workdirr'"),
+    "no such config": (["--config=configs/digit.py"], "digits.py"),
+    "a tokenizer that does not fit": (
+        ["--config.model.decoder.vocab_size=50"],
+        "set decoder.vocab_size to 40",
+    ),
+    "heads that do not divide": (
+        ["--config.model.decoder.num_heads=3"],
+        "config.model.decoder: width 16 does not divide by num_heads 3",
+    ),
+}
+
+
+def run_main(args, monkeypatch, capsys) -> str:
+    """What the command prints to stderr, having exited with status 2."""
+    from flamingo_jax.train import main
+
+    monkeypatch.setattr(sys, "argv", ["train", "--config=tests/tiny.py", *args])
+    with pytest.raises(SystemExit) as exit_:
+        cli.run(main)
+    assert exit_.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_is_one_clear_line(case, monkeypatch, capsys, tmp_path):
+    args, expected = BAD_INPUT[case]
+    workdir = tmp_path / "run"
+    error = run_main([f"--workdir={workdir}", *args], monkeypatch, capsys)
+    assert expected in error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert not workdir.exists()
+
+
+def test_a_workdir_that_cannot_be_written(monkeypatch, capsys, tmp_path):
+    (tmp_path / "file").touch()
+    error = run_main([f"--workdir={tmp_path / 'file' / 'run'}"], monkeypatch, capsys)
+    assert "cannot be written (Not a directory); choose another --workdir" in error
+
+
+def test_a_workdir_with_another_config(trained, monkeypatch, capsys):
+    args = [f"--workdir={trained}", "--config.optimizer.learning_rate=0.5"]
+    error = run_main(args, monkeypatch, capsys)
+    assert "holds a run with another config: optimizer.learning_rate was " in error
+    assert "is now 0.5" in error
+
+
+def test_no_workdir_and_no_config(monkeypatch, capsys):
+    assert "no workdir given" in run_main(["--workdir="], monkeypatch, capsys)
