@@ -1,13 +1,18 @@
 """Eight fake CPU devices for every test; small models that many tests share."""
 
 import os
+from pathlib import Path
 
+ROOT = Path(__file__).parents[1]
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Programs here run for milliseconds: compile them fast rather than well.
 os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
     "--xla_llvm_disable_expensive_passes=true"
 )
+# Workers, and later runs, share compiled programs.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".pytest_cache/compiled")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
 import jax.numpy as jnp
 import numpy as np

@@ -15,6 +15,7 @@ from flamingo_jax.data.digits import DigitDocuments, DigitPairs
 from flamingo_jax.data.documents import Document
 from flamingo_jax.data.examples import ExampleMaker
 from flamingo_jax.data.tokenizer import TextTokens
+from flamingo_jax.errors import UserError
 from flamingo_jax.models.flamingo import check_image_count
 from flamingo_jax.schema import build
 
@@ -82,10 +83,13 @@ class StepSource:
         return self.num_steps
 
     def __getitem__(self, step: int) -> dict[str, dict[str, np.ndarray]]:
-        return {
-            name: stream.batch(step, (self.seed, index))
-            for index, (name, stream) in enumerate(sorted(self.streams.items()))
-        }
+        batches = {}
+        for index, (name, stream) in enumerate(sorted(self.streams.items())):
+            try:
+                batches[name] = stream.batch(step, (self.seed, index))
+            except ValueError as error:
+                raise UserError(f"stream {name!r}, step {step}: {error}") from error
+        return batches
 
 
 def make_streams(

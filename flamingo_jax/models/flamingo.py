@@ -40,6 +40,11 @@ class FlamingoConfig:
                 f"decoder.num_new_tokens is {self.decoder.num_new_tokens}, Flamingo needs 2: "
                 "<|endofchunk|> and <image>"
             )
+        if not 1 <= self.cross_attention.interval <= self.decoder.num_layers:
+            raise ValueError(
+                f"cross_attention.interval is {self.cross_attention.interval}, it must be between "
+                f"1 and the decoder's {self.decoder.num_layers} layers"
+            )
 
     @property
     def end_of_chunk_token(self) -> int:

@@ -69,5 +69,5 @@ def test_a_mark_without_an_image_names_the_row():
             return Document(f"broken/{position}", (image, text), "pair")
 
     stream = dataclasses.replace(source().streams["pairs"], source=Broken())
-    with pytest.raises(ValueError, match="row 1 has 2 <image> tokens but 1 images"):
-        stream.batch(0, (0, 0))
+    with pytest.raises(UserError, match="'x', step 0: row 1 has 2 <image> tokens but 1 images"):
+        next(batches(StepSource({"x": stream}, 0, 1), 0))

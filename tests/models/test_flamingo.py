@@ -148,6 +148,13 @@ def test_new_rows_are_looked_up_and_trained_alone(tie_head, batch, rng):
     assert (np.abs(gradient).max(axis=1) > 0).tolist() == [tie_head, True]
 
 
+def test_an_interval_without_a_whole_group_is_refused():
+    config = small_config()
+    cross = dataclasses.replace(config.cross_attention, interval=6)
+    with pytest.raises(ValueError, match="interval is 6, it must be between 1 and the decoder's 5"):
+        dataclasses.replace(config, cross_attention=cross)
+
+
 def test_bfloat16_has_finite_gradients(batch):
     config = dataclasses.replace(small_config(), dtype="bfloat16")
     graph, params = flamingo_graph(config), random_params(config)

@@ -127,14 +127,11 @@ def test_evaluation_writes_results_and_pictures(trained, capsys):
 
 
 @pytest.fixture(scope="module")
-def command(tmp_path_factory):
-    """Starts a training process of many short steps; compiled programs are shared."""
-    cache = tmp_path_factory.mktemp("compiled")
+def command():
+    """Starts a training process of many short steps."""
     env = {
         **os.environ,
         "XLA_FLAGS": "",
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "PYTHONPATH": str(ROOT),
     }
 
