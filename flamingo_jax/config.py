@@ -41,6 +41,8 @@ class Config:
     frozen_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     accumulation_steps: int = 1  # micro-batches per update; equal to the one large batch
+    # "openflamingo": accumulate as the original does, clipping after every micro-batch.
+    compat: Literal["", "openflamingo"] = ""
     mesh: MeshConfig = field(default_factory=MeshConfig)
     max_nonfinite_steps: int = 10  # updates in a row skipped for NaN or inf before the run stops
     log_every: int = 50

@@ -89,6 +89,7 @@ def set_up(config: Config, devices: list[jax.Device] | None = None) -> Run:
         optimizer,
         {name: stream.weight for name, stream in config.streams.items()},
         config.accumulation_steps,
+        config.optimizer.clip_norm if config.compat == "openflamingo" else None,
     )
     return Run(
         config=config,

@@ -50,6 +50,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     stream_weights: Mapping[str, float],
     accumulation_steps: int = 1,
+    micro_clip_norm: float | None = None,
 ) -> Callable[[TrainState, Params, Batch], tuple[TrainState, Metrics]]:
     """The update of `state` by one batch; jit it with `state` donated.
 
@@ -57,6 +58,9 @@ def make_train_step(
     micro-batch is divided by the token count of the whole batch, so that the sum of gradients is
     the whole batch's, also when micro-batches count different numbers of tokens. An update that is
     not finite is skipped and counted.
+
+    `micro_clip_norm` accumulates as OpenFlamingo does instead: the mean of the micro-batches' own
+    means, its gradient clipped to this norm after every micro-batch.
     """
 
     def loss_fn(params, frozen, batch, totals):
@@ -73,14 +77,20 @@ def make_train_step(
         micro_batches = jax.tree.map(lambda x: split_rows(x, accumulation_steps), batch)
 
         def body(sums, micro_batch):
-            return jax.tree.map(jnp.add, sums, gradients(params, frozen, micro_batch, totals)), None
+            own = totals
+            if micro_clip_norm is not None:
+                own = {n: accumulation_steps * t for n, t in token_totals(micro_batch).items()}
+            sums = jax.tree.map(jnp.add, sums, gradients(params, frozen, micro_batch, own))
+            if micro_clip_norm is not None:
+                clip = optax.clip_by_global_norm(micro_clip_norm)
+                sums = clip.update(sums[0], clip.init(params))[0], sums[1]
+            return sums, None
 
         zeros = jax.tree.map(jnp.zeros_like, params), {name: jnp.zeros(()) for name in batch}
         return jax.lax.scan(body, zeros, micro_batches)[0]
 
     def train_step(state, frozen, batch):
-        counts = {name: rows["weights"][:, 1:].sum() for name, rows in batch.items()}
-        totals = {name: jnp.maximum(count, 1.0) for name, count in counts.items()}
+        totals = token_totals(batch)
         compute = gradients if accumulation_steps == 1 else accumulate
         grads, losses = compute(state.params, frozen, batch, totals)
 
@@ -98,13 +108,18 @@ def make_train_step(
         metrics = {
             "loss": loss,
             **{f"loss/{name}": value for name, value in losses.items()},
-            **{f"tokens/{name}": count for name, count in counts.items()},
+            **{f"tokens/{name}": total for name, total in totals.items()},
             "grad_norm": grad_norm,
             "nonfinite_steps": nonfinite_steps,
         }
         return TrainState(state.step + 1, nonfinite_steps, params, opt_state), metrics
 
     return train_step
+
+
+def token_totals(batch: Batch) -> dict[str, Float[Array, ""]]:
+    """Σ weight of each stream's tokens: what its loss is divided by, so never less than 1."""
+    return {name: jnp.maximum(rows["weights"][:, 1:].sum(), 1.0) for name, rows in batch.items()}
 
 
 def split_rows(x: Array, parts: int) -> Array:

@@ -1,0 +1,82 @@
+"""CLIP's vision config, from wherever a file or directory states it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from flamingo_jax.conversion.family import activation, need
+from flamingo_jax.models.vision import VisionConfig
+
+
+def openclip_config(config: Mapping[str, Any]) -> VisionConfig:
+    """From OpenCLIP's model config (`embed_dim`, `vision_cfg`, `quick_gelu`)."""
+    vision = config["vision_cfg"]
+    size, width, layers = need(vision, "image_size", "width", "layers")
+    return VisionConfig(
+        width=width,
+        num_layers=layers,
+        num_heads=width // (vision.get("head_width") or 64),
+        mlp_width=int(width * (vision.get("mlp_ratio") or 4)),
+        activation="quick_gelu" if config.get("quick_gelu") else "gelu",
+        image_size=size,
+        patch_size=vision.get("patch_size") or 16,
+        projection_width=need(config, "embed_dim")[0],
+    )
+
+
+def openclip_config_of(tensors: Mapping[str, np.ndarray], quick_gelu: bool) -> VisionConfig:
+    """From the shapes in a bare state dict; heads are 64 wide in every CLIP released as such."""
+    width, _, patch, _ = tensors["conv1.weight"].shape
+    patches = tensors["positional_embedding"].shape[0] - 1
+    layers = {n.split(".")[2] for n in tensors if n.startswith("transformer.resblocks.")}
+    return VisionConfig(
+        width=width,
+        num_layers=len(layers),
+        num_heads=max(width // 64, 1),
+        mlp_width=tensors["transformer.resblocks.0.mlp.c_fc.weight"].shape[0],
+        activation="quick_gelu" if quick_gelu else "gelu",
+        image_size=round(patches**0.5) * patch,
+        patch_size=patch,
+        projection_width=tensors["proj"].shape[1],
+    )
+
+
+def hf_config(config: Mapping[str, Any], projected: bool) -> VisionConfig:
+    """From the config.json of a CLIP model or of its vision tower alone."""
+    vision = {**config, **(config.get("vision_config") or {})}
+    width, layers, heads, hidden = need(
+        vision, "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"
+    )
+    projection = config.get("projection_dim") or vision.get("projection_dim") or 512
+    return VisionConfig(
+        width=width,
+        num_layers=layers,
+        num_heads=heads,
+        mlp_width=hidden,
+        activation=activation(vision, "hidden_act", "quick_gelu"),
+        norm_eps=vision.get("layer_norm_eps") or 1e-5,
+        image_size=vision.get("image_size") or 224,
+        patch_size=vision.get("patch_size") or 32,
+        projection_width=projection if projected else 0,
+        post_norm=not projected,
+    )
+
+
+def to_hf_config(c: VisionConfig) -> dict[str, Any]:
+    """The config.json with which transformers builds this vision encoder."""
+    return {
+        "architectures": [
+            "CLIPVisionModelWithProjection" if c.projection_width else "CLIPVisionModel"
+        ],
+        "model_type": "clip_vision_model",
+        "hidden_size": c.width,
+        "intermediate_size": c.hidden_width,
+        "num_hidden_layers": c.num_layers,
+        "num_attention_heads": c.num_heads,
+        "hidden_act": c.activation,
+        "layer_norm_eps": c.norm_eps,
+        "image_size": c.image_size,
+        "patch_size": c.patch_size,
+        "projection_dim": c.projection_width or 512,
+    }
