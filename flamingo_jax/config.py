@@ -18,7 +18,7 @@ class EvaluationConfig:
 
     split: Literal["validation", "held_out"] = "held_out"  # choose on the first, report the second
     shots: tuple[int, ...] = (0, 1, 2, 4, 8)  # per class
-    num_examples: int = 1000  # binding prompts per number of shots
+    num_examples: int = 2000  # binding prompts per number of shots
     batch_size: int = 100
 
 

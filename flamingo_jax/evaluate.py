@@ -59,8 +59,10 @@ def write_results(
     bound = {shots: digits.score(answers) for shots, answers in binding.items()}
     print(report.table(named, bound))
     report.plot_binding(bound, workdir / "binding.png")
-    shown = [*naming[:1], *(binding[s][i] for i in range(2) for s in SHOTS_SHOWN if s in binding)]
-    report.draw_prompts(shown, workdir / "prompts.png")
+    shots_shown = [shots for shots in SHOTS_SHOWN if shots in binding]
+    wrong = [answer for shots in shots_shown for answer in binding[shots] if not answer.correct]
+    shown = [*naming[:1], *(binding[shots][i] for i in (0, 1) for shots in shots_shown)]
+    report.draw_prompts(shown + wrong[-1:], workdir / "prompts.png")
     results = {
         "naming": {"accuracy": named["accuracy"], "n": named["n"]},
         "binding": {str(shots): result for shots, result in bound.items()},
