@@ -34,6 +34,13 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
         sys.exit(2)
 
 
+def parse_flags(argv: Sequence[str]) -> None:
+    """Parse the flags that commands define. UserError: something that is no flag."""
+    extra = flags.FLAGS(argv)[1:]
+    if extra:
+        raise UserError(f"unexpected argument {extra[0]!r}; every setting is a --flag=value")
+
+
 def parse_config(argv: Sequence[str]) -> Config:
     """Parse all flags, and the config: file, then defaults, then `--config.KEY=VALUE` overrides.
 
@@ -43,7 +50,7 @@ def parse_config(argv: Sequence[str]) -> Config:
     program, *args = _joined(argv)
     files = [arg.split("=", 1)[1] for arg in args if arg.startswith("--config=")]
     overrides = [arg for arg in args if arg.startswith("--config.")]
-    flags.FLAGS([program, *(arg for arg in args if not arg.startswith("--config"))])
+    parse_flags([program, *(arg for arg in args if not arg.startswith("--config"))])
     if not files:
         raise UserError("no config given; say which, as in --config=configs/digits.py")
     complete = ConfigDict(dump(build(Config, _load(Path(files[-1])).to_dict())))

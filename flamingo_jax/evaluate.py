@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
-from absl import flags
 
 from flamingo_jax import cli
 from flamingo_jax.config import Config
@@ -75,7 +74,7 @@ def write_results(
 
 
 def main(argv: Sequence[str]) -> None:
-    flags.FLAGS(argv)
+    cli.parse_flags(argv)
     print(evaluate(cli.workdir()))
 
 

@@ -122,6 +122,10 @@ class DigitDocuments:
     ways: int = 2
     copies_until: int = 0
 
+    def __post_init__(self) -> None:
+        if not 1 <= self.ways <= 10:
+            raise ValueError(f"ways is {self.ways}, it must be between 1 and 10")
+
     def document(self, position: int, rng: np.random.Generator) -> Document:
         if rng.random() < self.binding_share:
             return self._binding(position, rng)
