@@ -4,11 +4,13 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from flamingo_jax.config import Config
+from flamingo_jax.data.pipeline import SOURCES
 from flamingo_jax.errors import UserError
 from flamingo_jax.schema import build, dump, unknown_key
 
@@ -53,7 +55,7 @@ def parse_config(argv: Sequence[str]) -> Config:
     parse_flags([program, *(arg for arg in args if not arg.startswith("--config"))])
     if not files:
         raise UserError("no config given; say which, as in --config=configs/digits.py")
-    complete = ConfigDict(dump(build(Config, _load(Path(files[-1])).to_dict())))
+    complete = ConfigDict(_complete(_load(Path(files[-1])).to_dict()))
     for override in overrides:
         _check_path(complete, override.split("=", 1)[0].removeprefix("--config."))
     values = flags.FlagValues()
@@ -62,6 +64,16 @@ def parse_config(argv: Sequence[str]) -> Config:
     )
     values([program, *overrides])
     return build(Config, holder.value.to_dict())
+
+
+def _complete(values: dict[str, Any]) -> dict[str, Any]:
+    """A config with every default written out, those of the streams' sources included."""
+    complete = dump(build(Config, values))
+    for name, stream in complete["streams"].items():
+        source = SOURCES[stream["source"]]
+        options: Any = build(source, stream["options"], f"config.streams.{name}.options")
+        stream["options"] = dump(options)
+    return complete
 
 
 def _joined(argv: Sequence[str]) -> list[str]:

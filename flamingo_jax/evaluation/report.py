@@ -72,7 +72,7 @@ def _draw_prompt(row: Sequence[Axes], answered: Answered) -> None:
     captions = [part for part in question.prompt.parts if isinstance(part, str)]
     images = question.prompt.images
     for axes, image in zip(row, images, strict=False):
-        axes.imshow(255 - image, interpolation="nearest")  # ink is bright in the data
+        axes.imshow(255 - np.asarray(image), interpolation="nearest")  # ink is bright in the data
     for axes, caption in zip(row[: len(images) - 1], captions, strict=False):
         _write_below(axes, caption, "black")
 

@@ -6,9 +6,12 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from flamingo_jax.models.layers import FeedForward, layer_norm, linear
+
+MediaKeysValues = tuple[Float[Array, "B T R H K"], Float[Array, "B T R H K"]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +60,7 @@ class GatedCrossAttention(nnx.Module):
         width: int,
         media_width: int,
         *,
-        dtype: jnp.dtype,
+        dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
         inner = config.num_heads * config.head_dim
@@ -78,12 +81,23 @@ class GatedCrossAttention(nnx.Module):
         visible_BL: Int[Array, "B L"],
     ) -> Float[Array, "B L D"]:
         """`visible`: index of the image each text position sees; −1: none; ≥ T: see the config."""
-        num_images = media_BTRD.shape[1]
+        return self.attend_to(x_BLD, self.keys_values(media_BTRD), visible_BL)
+
+    def keys_values(self, media_BTRD: Float[Array, "B T R M"]) -> MediaKeysValues:
+        """What the text attends to; it depends on the images alone, so decoding keeps it."""
+        media_BSD = rearrange(media_BTRD, "b t r d -> b (t r) d")
+        shape = (*media_BTRD.shape[:3], self.config.num_heads, self.config.head_dim)
+        return self.key(media_BSD).reshape(shape), self.value(media_BSD).reshape(shape)
+
+    def attend_to(
+        self, x_BLD: Float[Array, "B L D"], media: MediaKeysValues, visible_BL: Int[Array, "B L"]
+    ) -> Float[Array, "B L D"]:
+        num_images = media[0].shape[1]
         limit = jnp.inf if self.config.uniform_beyond_images else num_images
         sees_BLx = ((visible_BL >= 0) & (visible_BL < limit))[..., None]
         y_BLD = x_BLD
         if num_images:
-            attended_BLD = self._attend(x_BLD, media_BTRD, visible_BL, sees_BLx)
+            attended_BLD = self._attend(x_BLD, media, visible_BL, sees_BLx)
             y_BLD = x_BLD + jnp.where(sees_BLx, self._gate(self.attention_gate) * attended_BLD, 0)
         dense_BLD = self._gate(self.feed_forward_gate) * self.feed_forward(y_BLD)
         if not self.config.feed_forward_everywhere:
@@ -93,16 +107,13 @@ class GatedCrossAttention(nnx.Module):
     def _attend(
         self,
         x_BLD: Float[Array, "B L D"],
-        media_BTRD: Float[Array, "B T R M"],
+        media: MediaKeysValues,
         visible_BL: Int[Array, "B L"],
         sees_BLx: Bool[Array, "B L 1"],
     ) -> Float[Array, "B L D"]:
-        num_images, num_latents = media_BTRD.shape[1:3]
-        head_dim = self.config.head_dim
-        media_BSD = rearrange(media_BTRD, "b t r d -> b (t r) d")
+        num_images, num_latents, _, head_dim = media[0].shape[1:]
         q_BLHK = rearrange(self.query(self.norm(x_BLD)), "b l (h k) -> b l h k", k=head_dim)
-        k_BSHK = rearrange(self.key(media_BSD), "b s (h k) -> b s h k", k=head_dim)
-        v_BSHK = rearrange(self.value(media_BSD), "b s (h k) -> b s h k", k=head_dim)
+        k_BSHK, v_BSHK = (rearrange(y, "b t r h k -> b (t r) h k") for y in media)
         image_S = jnp.repeat(jnp.arange(num_images), num_latents)
         # What sees nothing is masked out afterwards; attending to all keeps its softmax finite.
         beyond_BLx = (visible_BL >= num_images)[..., None]

@@ -8,6 +8,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from flamingo_jax.models.layers import (
@@ -47,6 +48,14 @@ class DecoderConfig(BlockConfig):
     def total_vocab_size(self) -> int:
         return self.vocab_size + self.num_new_tokens + self.num_pad_tokens
 
+    def check_length(self, length: int) -> None:
+        """ValueError: a text of this many tokens has no learned positions."""
+        if self.position == "learned" and length > self.max_length:
+            raise ValueError(
+                f"text of {length} tokens is longer than the "
+                f"{self.max_length} learned positions (decoder.max_length)"
+            )
+
 
 def alibi_slopes(num_heads: int, alibi_max: float = 8.0) -> Float[Array, "H"]:
     """Slopes of ALiBi (arXiv 2108.12409). For head counts that are no power of two, as MPT does:
@@ -80,7 +89,7 @@ class Embedding(nnx.Module):
     as they were. Lookup and the tied head see one table.
     """
 
-    def __init__(self, config: DecoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, config: DecoderConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
         def rows(count: int) -> nnx.Param | None:
             shape = (count, config.width)
             scale = config.width**-0.5  # so that a tied head starts with logits of order one
@@ -124,7 +133,7 @@ class Decoder(nnx.Module):
     """
 
     def __init__(
-        self, config: DecoderConfig, *, interval: int = 1, dtype: jnp.dtype, rngs: nnx.Rngs
+        self, config: DecoderConfig, *, interval: int = 1, dtype: DTypeLike, rngs: nnx.Rngs
     ):
         def make(block_rngs: nnx.Rngs) -> Block:
             return Block(config, dtype=dtype, rngs=block_rngs)
@@ -154,32 +163,43 @@ class Decoder(nnx.Module):
 
     def context(self, segments_BL: Int[Array, "B L"]) -> AttentionContext:
         """Mask, ALiBi bias and rotary angles, shared by all layers."""
-        config = self.config
         positions_BL = segment_positions(segments_BL)
+        return self.context_at(positions_BL, positions_BL, causal_mask(segments_BL))
+
+    def context_at(
+        self,
+        positions_BL: Int[Array, "B L"],
+        key_positions_BS: Int[Array, "B S"],
+        mask_BxLS: Bool[Array, "B 1 L S"],
+    ) -> AttentionContext:
+        """The context of queries at these positions, over keys at those."""
+        config = self.config
         bias_BHLS = rotary = None
         if config.position == "alibi":
-            distance_BLL = positions_BL[:, None, :] - positions_BL[:, :, None]
+            distance_BLS = key_positions_BS[:, None, :] - positions_BL[:, :, None]
             slopes_H = alibi_slopes(config.num_heads, config.alibi_max)
-            bias_BHLS = slopes_H[None, :, None, None] * distance_BLL[:, None]
+            bias_BHLS = slopes_H[None, :, None, None] * distance_BLS[:, None]
         elif config.position == "rotary":
             rotated = int(config.head_width * config.rotary_fraction)
             frequency = config.rotary_theta ** (-jnp.arange(0, rotated, 2) / rotated)
             angle = positions_BL[..., None] * jnp.concatenate([frequency, frequency])
             rotary = jnp.cos(angle), jnp.sin(angle)
-        return AttentionContext(causal_mask(segments_BL), bias_BHLS, rotary)
+        return AttentionContext(mask_BxLS, bias_BHLS, rotary)
 
     def embed(
         self, tokens_BL: Int[Array, "B L"], segments_BL: Int[Array, "B L"]
     ) -> Float[Array, "B L D"]:
+        # Beyond the table a gather would silently repeat the last row.
+        self.config.check_length(tokens_BL.shape[1])
+        return self.embed_at(tokens_BL, segment_positions(segments_BL))
+
+    def embed_at(
+        self, tokens_BL: Int[Array, "B L"], positions_BL: Int[Array, "B L"]
+    ) -> Float[Array, "B L D"]:
+        """Rows of tokens that stand at these positions of their text."""
         x_BLD = self.embedding(tokens_BL)
         if self.positions is not None:
-            # Beyond the table a gather would silently repeat the last row.
-            if tokens_BL.shape[1] > self.config.max_length:
-                raise ValueError(
-                    f"text of {tokens_BL.shape[1]} tokens is longer than the "
-                    f"{self.config.max_length} learned positions (decoder.max_length)"
-                )
-            index_BL = segment_positions(segments_BL) + self.config.position_offset
+            index_BL = positions_BL + self.config.position_offset
             x_BLD = x_BLD + self.positions[...].astype(self.dtype)[index_BL]
         return x_BLD
 

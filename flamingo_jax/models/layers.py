@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 BATCH_AXES = ("data", "fsdp")  # mesh axes over which rows of a batch are split
@@ -82,13 +83,13 @@ class AttentionContext:
 
 
 def linear(
-    in_width: int, out_width: int, *, bias: bool, dtype: jnp.dtype, rngs: nnx.Rngs
+    in_width: int, out_width: int, *, bias: bool, dtype: DTypeLike, rngs: nnx.Rngs
 ) -> nnx.Linear:
     return nnx.Linear(in_width, out_width, use_bias=bias, dtype=dtype, rngs=rngs)
 
 
 def layer_norm(
-    width: int, *, eps: float = 1e-5, bias: bool = True, dtype: jnp.dtype, rngs: nnx.Rngs
+    width: int, *, eps: float = 1e-5, bias: bool = True, dtype: DTypeLike, rngs: nnx.Rngs
 ) -> nnx.LayerNorm:
     # The one-pass variance loses digits that parity with PyTorch needs.
     return nnx.LayerNorm(
@@ -97,7 +98,7 @@ def layer_norm(
 
 
 def block_norm(
-    config: BlockConfig, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs
+    config: BlockConfig, width: int, *, dtype: DTypeLike, rngs: nnx.Rngs
 ) -> nnx.LayerNorm | nnx.RMSNorm:
     if config.norm == "rmsnorm":
         return nnx.RMSNorm(width, epsilon=config.norm_eps, dtype=dtype, rngs=rngs)
@@ -120,7 +121,7 @@ def rotate(x_BLHK: Float[Array, "B L H K"], rotary: Rotary) -> Float[Array, "B L
 class Attention(nnx.Module):
     """Multi-head self-attention with optional grouped-query heads, rotary and qk-norm."""
 
-    def __init__(self, config: BlockConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, config: BlockConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
         width, bias = config.width, config.attention_bias
         q_width = config.num_heads * config.head_width
         kv_width = config.kv_heads * config.head_width
@@ -140,22 +141,32 @@ class Attention(nnx.Module):
     def __call__(
         self, x_BLD: Float[Array, "B L D"], context: AttentionContext
     ) -> Float[Array, "B L D"]:
+        q_BLHK, k_BLGK, v_BLGK = self.heads(x_BLD, context.rotary)
+        y_BLHK = jax.nn.dot_product_attention(
+            q_BLHK, k_BLGK, v_BLGK, bias=context.bias_BHLS, mask=context.mask_BxLS
+        )
+        return self.merge(y_BLHK)
+
+    def heads(
+        self, x_BLD: Float[Array, "B L D"], rotary: Rotary | None
+    ) -> tuple[Float[Array, "B L H K"], Float[Array, "B L G K"], Float[Array, "B L G K"]]:
+        """Queries, keys and values, as they are attended to and as they are cached."""
         q, k, v = self.query(x_BLD), self.key(x_BLD), self.value(x_BLD)
         if self.query_norm is not None and self.key_norm is not None:
             q, k = self.query_norm(q), self.key_norm(k)
         q_BLHK, k_BLGK, v_BLGK = (y.reshape(*y.shape[:2], -1, self.head_width) for y in (q, k, v))
-        if context.rotary is not None:
-            q_BLHK, k_BLGK = rotate(q_BLHK, context.rotary), rotate(k_BLGK, context.rotary)
-        y_BLHK = jax.nn.dot_product_attention(
-            q_BLHK, k_BLGK, v_BLGK, bias=context.bias_BHLS, mask=context.mask_BxLS
-        )
+        if rotary is not None:
+            q_BLHK, k_BLGK = rotate(q_BLHK, rotary), rotate(k_BLGK, rotary)
+        return q_BLHK, k_BLGK, v_BLGK
+
+    def merge(self, y_BLHK: Float[Array, "B L H K"]) -> Float[Array, "B L D"]:
         return self.out(y_BLHK.reshape(*y_BLHK.shape[:2], -1))
 
 
 class MLP(nnx.Module):
     """Two linear layers around an activation, or three where it is gated."""
 
-    def __init__(self, config: BlockConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, config: BlockConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
         width, hidden, bias = config.width, config.hidden_width, config.mlp_bias
 
         def widen() -> nnx.Linear:
@@ -176,7 +187,7 @@ class MLP(nnx.Module):
 class Block(nnx.Module):
     """One transformer layer, of the vision encoder and of every language-model family."""
 
-    def __init__(self, config: BlockConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, config: BlockConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.attention_norm = block_norm(config, config.width, dtype=dtype, rngs=rngs)
         self.attention = Attention(config, dtype=dtype, rngs=rngs)
         self.mlp_norm = block_norm(config, config.width, dtype=dtype, rngs=rngs)
@@ -186,7 +197,13 @@ class Block(nnx.Module):
     def __call__(
         self, x_BLD: Float[Array, "B L D"], context: AttentionContext
     ) -> Float[Array, "B L D"]:
-        attended_BLD = x_BLD + self.attention(self.attention_norm(x_BLD), context)
+        return self.join(x_BLD, self.attention(self.attention_norm(x_BLD), context))
+
+    def join(
+        self, x_BLD: Float[Array, "B L D"], attention_BLD: Float[Array, "B L D"]
+    ) -> Float[Array, "B L D"]:
+        """The layer's output, from its input and what its attention made of it."""
+        attended_BLD = x_BLD + attention_BLD
         mlp_in_BLD = x_BLD if self.parallel_residual else attended_BLD
         return attended_BLD + self.mlp(self.mlp_norm(mlp_in_BLD))
 
@@ -194,7 +211,7 @@ class Block(nnx.Module):
 class FeedForward(nnx.Module):
     """LayerNorm, widening, erf-GELU, narrowing; no biases (OpenFlamingo `FeedForward`)."""
 
-    def __init__(self, width: int, multiple: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, width: int, multiple: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.norm = layer_norm(width, dtype=dtype, rngs=rngs)
         self.up = linear(width, multiple * width, bias=False, dtype=dtype, rngs=rngs)
         self.down = linear(multiple * width, width, bias=False, dtype=dtype, rngs=rngs)

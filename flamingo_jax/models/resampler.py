@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from flamingo_jax.models.layers import FeedForward, layer_norm, linear, pin_batch, stack
@@ -27,7 +28,7 @@ class ResamplerConfig:
 class ResamplerLayer(nnx.Module):
     """Latents attend to [patch tokens, latents], then a feed-forward; both residual."""
 
-    def __init__(self, config: ResamplerConfig, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, config: ResamplerConfig, width: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         inner = config.num_heads * config.head_dim
         self.media_norm = layer_norm(width, dtype=dtype, rngs=rngs)
         self.latent_norm = layer_norm(width, dtype=dtype, rngs=rngs)
@@ -55,7 +56,7 @@ class ResamplerLayer(nnx.Module):
 class PerceiverResampler(nnx.Module):
     """Learned latents that read the patch tokens of one image, or of all frames of one video."""
 
-    def __init__(self, config: ResamplerConfig, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, config: ResamplerConfig, width: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         def embedding(count: int) -> nnx.Param | None:
             if not count:
                 return None

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt8
 
 from flamingo_jax.models.layers import (
@@ -17,6 +18,8 @@ from flamingo_jax.models.layers import (
     pin_batch,
     stack,
 )
+
+Pixels = UInt8[Array, "*B H W 3"] | Float[Array, "*B H W 3"]
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -44,7 +47,7 @@ class VisionConfig(BlockConfig):
         return (self.image_size // self.patch_size) ** 2
 
 
-def normalize(images: UInt8[Array, "... 3"] | Float[Array, "... 3"]) -> Float[Array, "... 3"]:
+def normalize(images: Pixels) -> Float[Array, "... 3"]:
     """uint8 RGB → CLIP's normalised float32; floats are taken as normalised already."""
     if images.dtype != jnp.uint8:
         return images
@@ -54,7 +57,7 @@ def normalize(images: UInt8[Array, "... 3"] | Float[Array, "... 3"]) -> Float[Ar
 class VisionTransformer(nnx.Module):
     """Patches, class token, learned positions, pre-norm layers."""
 
-    def __init__(self, config: VisionConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, config: VisionConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
         width, patch = config.width, config.patch_size
 
         def embedding(*shape: int) -> nnx.Param:
@@ -79,7 +82,7 @@ class VisionTransformer(nnx.Module):
         self.patch_size = patch
         self.dtype = dtype
 
-    def _tokens(self, images_BHWC: Float[Array, "B H W 3"]) -> Float[Array, "B N+1 D"]:
+    def _tokens(self, images_BHWC: Pixels) -> Float[Array, "B N D"]:
         patches = rearrange(
             normalize(images_BHWC).astype(self.dtype),
             "b (h p) (w q) c -> b (h w) (p q c)",
@@ -98,12 +101,12 @@ class VisionTransformer(nnx.Module):
 
         return jax.lax.scan(body, x_BND, self.layers)[0]
 
-    def __call__(self, images_BHWC: Float[Array, "B H W 3"]) -> Float[Array, "B N D"]:
+    def __call__(self, images_BHWC: Pixels) -> Float[Array, "B N D"]:
         """Patch tokens of the last layer, without the class token and before CLIP's last norm:
         what the released OpenFlamingo models were trained on (OpenCLIP ≤ 2.22)."""
         return self._tokens(images_BHWC)[:, 1:]
 
-    def pooled(self, images_BHWC: Float[Array, "B H W 3"]) -> Float[Array, "B P"]:
+    def pooled(self, images_BHWC: Pixels) -> Float[Array, "B P"]:
         """CLIP's image embedding, not normalised to unit length."""
         if self.post_norm is None or self.projection is None:
             raise ValueError("pooled() needs vision.projection_width > 0")

@@ -211,6 +211,14 @@ BAD_INPUT = {
         ["--config.optimizer.learning_rat=1"],
         "unknown config key 'config.optimizer.learning_rat'; did you mean 'learning_rate'?",
     ),
+    "an unknown option of a source": (
+        ["--config.streams.interleaved.options.way=3"],
+        "unknown config key 'config.streams.interleaved.options.way'; did you mean 'ways'?",
+    ),
+    "an option that its source refuses": (
+        ["--config.streams.interleaved.options.ways=30"],
+        "config.streams.interleaved.options: ways is 30, it must be between 1 and 10",
+    ),
     "a value of the wrong type": (["--config.num_steps=many"], "num_steps=many"),
     "a choice that does not exist": (
         ["--config.optimizer.schedule=step"],
