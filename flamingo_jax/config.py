@@ -6,7 +6,8 @@ A config file returns a `ConfigDict`; `schema.build` turns it once into these da
 from dataclasses import dataclass, field
 from typing import Literal
 
-from flamingo_jax.data.pipeline import StreamConfig
+from flamingo_jax.data.pipeline import DataConfig
+from flamingo_jax.data.streams import StreamConfig
 from flamingo_jax.models.flamingo import FlamingoConfig
 from flamingo_jax.training.optimizer import OptimizerConfig
 from flamingo_jax.training.sharding import MeshConfig
@@ -29,6 +30,7 @@ class Config:
     model: FlamingoConfig
     tokenizer: str  # "digits", or a tokenizer.json whose ids end where the model's new rows begin
     streams: dict[str, StreamConfig]
+    data: DataConfig = field(default_factory=DataConfig)
     num_steps: int
     seed: int = 0
     # Regular expressions over parameter paths. What no pattern finds is frozen: no gradient, no

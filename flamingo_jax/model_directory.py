@@ -25,6 +25,7 @@ from jaxtyping import Array, Float, Int
 from flamingo_jax.conversion.readers import forget_pages, read_json, read_safetensors
 from flamingo_jax.conversion.weights import Index, Leaf
 from flamingo_jax.conversion.writers import Entry, new_directory, write_safetensors
+from flamingo_jax.data.images import resize_and_crop
 from flamingo_jax.errors import UserError
 from flamingo_jax.models.flamingo import FlamingoConfig, Images, check_image_count
 from flamingo_jax.models.params import ModelGraph, Params, flamingo_graph
@@ -185,16 +186,7 @@ class Processor:
 
     def pixels(self, picture: Any) -> np.ndarray:
         """A PIL image → uint8 (H, W, 3): shorter side resized (bicubic), centre cropped."""
-        from PIL import Image
-
-        picture = picture.convert("RGB")
-        size = self.image_size
-        short = min(picture.size)
-        # torchvision truncates the longer side.
-        width, height = (size if s == short else int(size * s / short) for s in picture.size)
-        picture = picture.resize((width, height), Image.Resampling.BICUBIC)
-        left, top = round((width - size) / 2), round((height - size) / 2)
-        return np.asarray(picture.crop((left, top, left + size, top + size)))
+        return np.asarray(resize_and_crop(picture.convert("RGB"), self.image_size))
 
 
 @dataclass(frozen=True)

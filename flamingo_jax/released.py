@@ -55,7 +55,8 @@ def released(decoder: dict[str, Any], interval: int, trainable: tuple[str, ...])
             "trainable": trainable,
             "streams": {
                 "laion": {
-                    "source": "laion",
+                    "source": "pairs",
+                    "options": {"shards": "data/laion/*.tar"},
                     "batch_size": 2 * batch,
                     "weight": 0.2,
                     "text_length": 32,
@@ -63,6 +64,9 @@ def released(decoder: dict[str, Any], interval: int, trainable: tuple[str, ...])
                 },
                 "mmc4": {
                     "source": "mmc4",
+                    "options": {"shards": "data/mmc4/*.tar"},
+                    "single_image_share": 0.5,
+                    "min_images": 1,
                     "batch_size": batch,
                     "weight": 1.0,
                     "text_length": 256,

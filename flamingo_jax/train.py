@@ -5,12 +5,14 @@ Run the same command again to go on from the last checkpoint. SIGTERM saves and 
 
 import signal
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 import jax
 
 from flamingo_jax import cli
 from flamingo_jax.config import Config
+from flamingo_jax.data.bad_records import BadRecordLog
 from flamingo_jax.data.pipeline import StepSource, batches
 from flamingo_jax.errors import UserError
 from flamingo_jax.schema import dump
@@ -45,7 +47,21 @@ def train(config: Config, workdir: Path, devices: list[jax.Device] | None = None
         flush=True,
     )
 
-    source = StepSource(run.streams, config.seed, config.num_steps)
+    source = StepSource(
+        run.streams, config.seed, config.num_steps, jax.process_index(), jax.process_count()
+    )
+    bad_records = BadRecordLog(
+        workdir / f"bad_records-{jax.process_index()}.jsonl",
+        start=start,
+        max_fraction=config.data.max_bad_fraction,
+    )
+    reader = batches(
+        source,
+        start,
+        workers=config.data.workers,
+        prefetch=config.data.prefetch,
+        log=bad_records,
+    )
     writer = MetricWriter(
         workdir,
         start=start,
@@ -53,20 +69,23 @@ def train(config: Config, workdir: Path, devices: list[jax.Device] | None = None
         examples_per_step=sum(s.batch_size for s in config.streams.values()),
     )
     previous = None  # metrics are read one step late, so that the device never waits for the host
-    for step, batch in enumerate(batches(source, start), start + 1):
-        device_batch = to_device(batch, run.mesh)
-        with jax.set_mesh(run.mesh), jax.transfer_guard("disallow"):
-            state, metrics = run.train_step(state, frozen, device_batch)
+    with closing(checkpointer), closing(reader):
+        for step, batch in enumerate(reader, start + 1):
+            device_batch = to_device(batch, run.mesh)
+            with jax.set_mesh(run.mesh), jax.transfer_guard("disallow"):
+                state, metrics = run.train_step(state, frozen, device_batch)
+            _report(writer, config, previous)
+            counts = {"bad_records": bad_records.total} if source.reads_files else {}
+            previous = step, {**metrics, **counts}
+            if step % config.checkpoint_every == 0 or step == config.num_steps or stop.received:
+                checkpointer.save(state, {"version": 1, "step": step})
+            if stop.received:
+                print(
+                    f"stopped by {stop.received} after step {step}; run the same command to go on"
+                )
+                break
         _report(writer, config, previous)
-        previous = step, metrics
-        if step % config.checkpoint_every == 0 or step == config.num_steps or stop.received:
-            checkpointer.save(state, {"version": 1, "step": step})
-        if stop.received:
-            print(f"stopped by {stop.received} after step {step}; run the same command to go on")
-            break
-    _report(writer, config, previous)
     writer.close()
-    checkpointer.close()
 
 
 def _report(writer: MetricWriter, config: Config, pending) -> None:

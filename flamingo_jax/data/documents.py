@@ -5,8 +5,9 @@ from typing import Literal
 
 import numpy as np
 
-# uint8 (H, W, 3), or (F, H, W, 3) for a video.
-Image = np.ndarray
+# uint8 (H, W, 3), or (F, H, W, 3) for a video; or the bytes of an image file, decoded when it is
+# certain that they are needed.
+Image = np.ndarray | bytes
 
 END_OF_CHUNK = "<|endofchunk|>"
 IMAGE = "<image>"
@@ -17,14 +18,16 @@ class Document:
     """A document as an interleaved sequence.
 
     Attributes:
-      key: where it comes from, for logs and errors.
+      key: which one it is, for logs and errors.
       parts: text and images in reading order.
       kind: which label mask it gets, see `examples.loss_weights`.
+      shard: the file it comes from, if any.
     """
 
     key: str
     parts: tuple[str | Image, ...]
     kind: Literal["pair", "interleaved"]
+    shard: str = ""
 
     @property
     def images(self) -> tuple[Image, ...]:

@@ -1,11 +1,13 @@
 """Document → Example: fixed-shape arrays of images, tokens and loss weights."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from flamingo_jax.data.documents import END_OF_CHUNK, Document, render
+from flamingo_jax.data.images import Decode, decode_image
 from flamingo_jax.data.tokenizer import TextTokens
 
 Example = dict[str, np.ndarray]  # images, tokens, segments, weights; see `make_example`
@@ -49,12 +51,14 @@ class ExampleMaker:
       text_length: L, tokens per row; longer texts are cut.
       num_images: T, images per row; a document is cut before the image that is one too many.
       image_size: H = W of the vision encoder.
+      decode: how encoded images are, see `images.decode_image`.
     """
 
     tokens: TextTokens
     text_length: int
     num_images: int
     image_size: int
+    decode: Decode = "exact"
 
     def __call__(self, document: Document) -> Example:
         """A row to train on, ended by `<|endofchunk|>` and the end-of-text token.
@@ -67,6 +71,7 @@ class ExampleMaker:
 
         Raises:
           ValueError: an image of another size.
+          BadRecordError: an encoded image that cannot be decoded.
         """
         document = self._cut(document)
         example = self._row(document, render(document) + END_OF_CHUNK + self.tokens.end_of_text)
@@ -99,13 +104,21 @@ class ExampleMaker:
         tokens = np.zeros(self.text_length, np.int32)
         tokens[: len(ids)] = ids
         segments = (np.arange(self.text_length) < len(ids)).astype(np.int32)
-        return {"images": self.images(document), "tokens": tokens, "segments": segments}
+        marks = int((tokens == self.tokens.image).sum())  # a cut text may have fewer
+        return {"images": self.images(document, marks), "tokens": tokens, "segments": segments}
 
-    def images(self, document: Document) -> np.ndarray:
-        """The document's images, zeros after the last one: uint8 (T, 1, H, W, 3)."""
+    def images(self, document: Document, marks: int) -> np.ndarray:
+        """The document's images, zeros after the last one: uint8 (T, 1, H, W, 3).
+
+        Encoded ones are decoded for the first `marks` of them only: no text refers to the others.
+        """
         shape = (self.image_size, self.image_size, 3)
         pixels = np.zeros((self.num_images, 1, *shape), np.uint8)
         for index, image in enumerate(document.images):
+            if isinstance(image, bytes):
+                if index >= marks:
+                    continue
+                image = decode_image(image, self.image_size, self.decode)
             if image.shape != shape:
                 raise ValueError(
                     f"{document.key}: image {index} has shape {image.shape}, expected {shape}"
@@ -122,4 +135,4 @@ class ExampleMaker:
             if seen > self.num_images:
                 break
             kept.append(part)
-        return Document(document.key, tuple(kept), document.kind)
+        return dataclasses.replace(document, parts=tuple(kept))

@@ -20,7 +20,8 @@ class TextTokens:
     end_of_text: str
 
     def encode(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False).ids
+        """Ids, with the begin token of tokenizers that have one (OPT, LLaMA)."""
+        return self.tokenizer.encode(text).ids
 
     def token_id(self, word: str) -> int:
         token = self.tokenizer.token_to_id(word)

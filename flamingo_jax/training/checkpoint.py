@@ -12,7 +12,7 @@ from flamingo_jax.errors import UserError
 from flamingo_jax.training.step import TrainState
 
 # Keys that may change between the parts of one run: they do not change its numbers.
-FREE_KEYS = ("log_every", "checkpoint_every", "keep_checkpoints", "evaluation", "mesh")
+FREE_KEYS = ("log_every", "checkpoint_every", "keep_checkpoints", "evaluation", "mesh", "data")
 
 
 class Checkpointer:

@@ -1,0 +1,221 @@
+import json
+import os
+import pickle
+import re
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flamingo_jax.data import stores
+from flamingo_jax.data.records import BadRecordError
+from flamingo_jax.data.stores import expand, open_store
+from flamingo_jax.data.tar_index import build_tar_index, split_name
+from flamingo_jax.errors import UserError
+
+from .corpora import pair_samples, write_pairs, write_tar
+
+
+def records(store):
+    return [
+        store.record(shard, index)
+        for shard, size in enumerate(store.sizes)
+        for index in range(size)
+    ]
+
+
+def test_patterns(tmp_path):
+    for name in ("a-08.tar", "a-09.tar", "a-10.tar", "b.tar"):
+        (tmp_path / name).touch()
+    names = [Path(path).name for path in expand(f"{tmp_path}/a-{{08..10}}.tar")]
+    assert names == ["a-08.tar", "a-09.tar", "a-10.tar"]
+    assert len(expand(f"{tmp_path}/{{a-08,b}}.tar")) == 2
+    assert len(expand(f"{tmp_path}/*.tar")) == 4
+    with pytest.raises(UserError, match=r"a-11.tar' does not exist"):
+        expand(f"{tmp_path}/a-{{10..11}}.tar")
+    with pytest.raises(UserError, match="no file matches"):
+        expand(f"{tmp_path}/c*.tar")
+
+
+def test_tars_are_read_at_random(tmp_path):
+    store = open_store(write_pairs(tmp_path, shards=3, per_shard=5))
+    assert store.sizes.tolist() == [5, 5, 5]
+    samples = pair_samples(0, 15)
+    for record in reversed(records(store)):
+        assert dict(record.fields) == samples[record.key]
+    assert Path(store.record(2, 0).shard).name == "pairs-0002.tar"
+
+
+def test_an_index_is_built_once_and_again_when_the_tar_changes(tmp_path, monkeypatch):
+    pattern = write_pairs(tmp_path, shards=1, per_shard=5)
+    open_store(pattern)
+    built = []
+    monkeypatch.setattr(
+        stores, "build_tar_index", lambda path: built.append(path) or build_tar_index(path)
+    )
+    open_store(pattern)
+    assert not built
+    write_pairs(tmp_path, shards=1, per_shard=7)
+    assert open_store(pattern).sizes.tolist() == [7]
+    assert len(built) == 1
+
+
+def test_indices_can_be_kept_elsewhere(tmp_path):
+    pattern = write_pairs(tmp_path, shards=2, per_shard=3)
+    before = set(tmp_path.iterdir())
+    open_store(pattern, str(tmp_path / "cache"))
+    assert {path.name for path in set(tmp_path.iterdir()) - before} == {"cache"}
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot be kept.*options\.index_dir"):
+        open_store(pattern, str(tmp_path / "file" / "cache"))
+
+
+def test_few_shards_are_open_and_none_is_pickled(tmp_path, monkeypatch):
+    monkeypatch.setattr(stores, "MAX_OPEN", 2)
+    store = open_store(write_pairs(tmp_path, shards=5, per_shard=3))
+    before = len(os.listdir("/proc/self/fd"))
+    first = records(store)
+    assert len(os.listdir("/proc/self/fd")) - before <= 2 * 2  # a tar and its index
+    copy = pickle.loads(pickle.dumps(store))
+    assert [r.fields for r in records(copy)] == [r.fields for r in first]
+    assert len(pickle.dumps(store)) < 2000
+
+
+@pytest.mark.parametrize("damaged", [0, 7, 29])
+def test_a_damaged_header_costs_one_file(tmp_path, caplog, damaged):
+    path = write_tar(tmp_path / "pairs.tar", pair_samples(0, 10))
+    with tarfile.open(path) as tar:
+        member = tar.getmembers()[damaged]
+    data = bytearray(path.read_bytes())
+    data[member.offset + 100 : member.offset + 140] = b"\xff" * 40
+    path.write_bytes(data)
+    index = build_tar_index(str(path))
+    assert len(index) == 29
+    assert re.search(
+        rf"pairs.tar is damaged; lost: \d+ bytes at {member.offset}$", caplog.text, re.M
+    )
+    whole = [record for record in records(open_store(str(path))) if len(record.fields) == 3]
+    assert len(whole) == 9
+
+
+def test_a_cut_tar_keeps_what_is_there(tmp_path, caplog):
+    path = write_tar(tmp_path / "pairs.tar", pair_samples(0, 10))
+    with tarfile.open(path) as tar:
+        member = tar.getmembers()[24]  # a .jpg
+    os.truncate(path, member.offset_data + 100)
+    assert len(build_tar_index(str(path))) == 24
+    assert "000008.jpg, which the end of the file cuts off" in caplog.text
+
+
+def test_tars_put_together_by_cat_are_whole(tmp_path, caplog):
+    parts = [write_tar(tmp_path / f"{n}", pair_samples(5 * n, 5)) for n in range(2)]
+    both = tmp_path / "both.tar"
+    both.write_bytes(b"".join(part.read_bytes() for part in parts))
+    assert len(records(open_store(str(both)))) == 10
+    assert not caplog.text
+
+
+def test_files_that_are_no_tars_are_refused(tmp_path):
+    (tmp_path / "a.tar").write_bytes(b"hello" * 500)
+    with pytest.raises(UserError, match="is it a tar file"):
+        open_store(str(tmp_path / "a.tar"))
+    (tmp_path / "a.zip").touch()
+    with pytest.raises(UserError, match=r"end in \.zip; expected \.tar, \.jsonl"):
+        open_store(str(tmp_path / "a.zip"))
+
+
+def test_a_tar_that_shrank_gives_bad_records(tmp_path):
+    path = write_tar(tmp_path / "pairs.tar", pair_samples(0, 10))
+    store = open_store(str(path))
+    store.record(0, 0)
+    os.truncate(path, 4000)
+    with pytest.raises(BadRecordError, match="shorter since it was indexed"):
+        store.record(0, 9)
+
+
+def test_sample_names_are_webdatasets():
+    assert split_name("a/b.seg.JPG") == ("a/b", "seg.jpg")
+    assert split_name("./a.b/c.txt") == ("./a.b/c", "txt")
+
+
+def test_long_names_and_directories(tmp_path):
+    samples = {f"{'d' * 90}/{'n' * 90}{n}": {"txt": b"x"} for n in range(3)}
+    path = write_tar(tmp_path / "long.tar", samples)
+    with tarfile.open(path, "a") as tar:
+        tar.add(tmp_path, "directory", recursive=False)
+    assert [record.key for record in records(open_store(str(path)))] == list(samples)
+
+
+def test_a_directory_of_json_lines(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'{"n": 0}\n\n{"n": 1}\r\n')
+    (tmp_path / "b.jsonl").write_bytes(b'{"n": 2}')
+    found = records(open_store(str(tmp_path)))
+    assert [json.loads(record.fields["json"])["n"] for record in found] == [0, 1, 2]
+    assert {record.root for record in found} == {str(tmp_path)}
+    (tmp_path / "c.jsonl").touch()
+    with pytest.raises(UserError, match=r"c\.jsonl has no lines"):
+        open_store(str(tmp_path))
+
+
+def write_tfds(directory: Path, stored: list[dict]) -> str:
+    """The project's stored form in TFDS format, two shards, without TensorFlow."""
+    import tensorflow_datasets as tfds
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    features = tfds.features.FeaturesDict(
+        {
+            "key": tfds.features.Text(),
+            "text": tfds.features.Sequence(tfds.features.Text()),
+            "image_index": tfds.features.Sequence(np.int32),
+            "images": tfds.features.Sequence(tfds.features.Text()),
+            "sim": tfds.features.Sequence(np.float32),
+        }
+    )
+    directory.mkdir()
+    half = len(stored) // 2
+    for shard, part in enumerate((stored[:half], stored[half:])):
+        path = directory / f"data-train.array_record-{shard:05d}-of-00002"
+        writer = ArrayRecordWriter(str(path), "group_size:1,uncompressed")
+        for record in part:
+            writer.write(features.serialize_example(features.encode_example(record)))
+        writer.close()
+    template = tfds.core.ShardedFileTemplate(
+        data_dir=directory, dataset_name="data", split="train", filetype_suffix="array_record"
+    )
+    split = tfds.core.SplitInfo(
+        name="train",
+        shard_lengths=[half, len(stored) - half],
+        num_bytes=0,
+        filename_template=template,
+    )
+    tfds.folder_dataset.write_metadata(
+        data_dir=directory, features=features, split_infos=[split], check_data=False
+    )
+    return str(directory)
+
+
+@pytest.mark.filterwarnings("default")  # TFDS is noisy
+def test_tfds_array_records(tmp_path):
+    stored = [
+        {
+            "key": f"doc-{n}",
+            "text": ["dax", "wug"],
+            "image_index": [-1, 0],
+            "images": [b"\xff\xd8" + bytes([n])],
+            "sim": [0.0, 0.3],
+        }
+        for n in range(5)
+    ]
+    directory = write_tfds(tmp_path / "data", stored)
+    store = pickle.loads(pickle.dumps(open_store(directory)))
+    assert store.sizes.tolist() == [2, 3]
+    found = records(store)
+    assert [record.key for record in found] == [f"doc-{n}" for n in range(5)]
+    assert [bytes(record.fields["images"][0]) for record in found] == [
+        record["images"][0] for record in stored
+    ]
+    assert Path(found[-1].shard).name == "data-train.array_record-00001-of-00002"
+    with pytest.raises(UserError, match="no split 'test', but: train"):
+        open_store(f"{directory}:test")
