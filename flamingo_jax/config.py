@@ -28,6 +28,8 @@ class Config:
     """One training run. Everything that changes its numbers is here; paths are not."""
 
     model: FlamingoConfig
+    # A model directory whose weights the run begins with; "": random weights.
+    init_from: str = ""
     tokenizer: str  # "digits", or a tokenizer.json whose ids end where the model's new rows begin
     streams: dict[str, StreamConfig]
     data: DataConfig = field(default_factory=DataConfig)

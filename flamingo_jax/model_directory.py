@@ -253,12 +253,14 @@ def load(folder: Path | str, mesh: Mesh | None = None, compat: Compat = None) ->
     if compat:
         cross = dataclasses.replace(config.cross_attention, uniform_beyond_images=True)
         config = dataclasses.replace(config, cross_attention=cross)
-    params = {path: _place(path, leaf, config.dtype, mesh) for path, leaf in opened.leaves.items()}
+    params = {path: place(path, leaf, config.dtype, mesh) for path, leaf in opened.leaves.items()}
     processor = Processor(opened.folder, config.vision.image_size)
     return LoadedModel(config, flamingo_graph(config), params, processor, opened.origin)
 
 
-def _place(path: str, leaf: Leaf, dtype: str, mesh: Mesh | None) -> jax.Array:
+def place(path: str, leaf: Leaf, dtype: str, mesh: Mesh | None) -> jax.Array:
+    """One parameter in a dtype on the mesh, where the sharding rule wants it."""
+
     def read(index: Index | None) -> np.ndarray:
         return leaf.read(jnp.dtype(dtype), index)
 

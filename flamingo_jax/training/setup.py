@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from flamingo_jax.config import Config
 from flamingo_jax.data.pipeline import Stream, make_streams
 from flamingo_jax.data.tokenizer import TextTokens, load_tokenizer
 from flamingo_jax.errors import UserError
+from flamingo_jax.model_directory import ModelDirectory, open_directory, place
 from flamingo_jax.models.params import (
     ModelGraph,
     Params,
@@ -29,7 +31,8 @@ class Run:
     """Everything a config determines.
 
     Attributes:
-      make_state: gives fresh (state, frozen) on the mesh; compiles and allocates when called.
+      make_state: gives the first (state, frozen) on the mesh: random, or from a model directory;
+        compiles and allocates when called.
       state_shardings: where each leaf of the state lies.
       train_step: jitted (state, frozen, batch) → (state, metrics); consumes `state`.
     """
@@ -81,6 +84,16 @@ def set_up(config: Config, devices: list[jax.Device] | None = None) -> Run:
             cast(frozen, config.frozen_dtype),
         )
 
+    def load(opened: ModelDirectory) -> tuple[TrainState, Params]:
+        def read(path: str, dtype: str) -> jax.Array:
+            return place(path, opened.leaves[path], dtype, mesh)
+
+        params = {path: read(path, "float32") for path in trained}
+        state = jax.jit(partial(init_state, optimizer=optimizer), out_shardings=state_shardings)
+        frozen = {path: read(path, config.frozen_dtype) for path in shapes if path not in trained}
+        return state(params), frozen
+
+    opened = _open_model(config, shapes) if config.init_from else None
     key = jax.random.key(config.seed)
     abstract = jax.eval_shape(build, key)
     state_shardings, frozen_shardings = shardings = tree_shardings(abstract, mesh)
@@ -98,7 +111,7 @@ def set_up(config: Config, devices: list[jax.Device] | None = None) -> Run:
         trained=trained,
         tokens=tokens,
         streams=streams,
-        make_state=lambda: jax.jit(build, out_shardings=shardings)(key),
+        make_state=lambda: load(opened) if opened else jax.jit(build, out_shardings=shardings)(key),
         state_shapes=abstract[0],
         state_shardings=state_shardings,
         train_step=jax.jit(
@@ -108,6 +121,24 @@ def set_up(config: Config, devices: list[jax.Device] | None = None) -> Run:
             donate_argnums=0,
         ),
     )
+
+
+def _open_model(config: Config, shapes: Params) -> ModelDirectory:
+    """UserError: no model directory, or one of another model."""
+    opened = open_directory(config.init_from)
+    differing = sorted(
+        path
+        for path in shapes.keys() | opened.leaves.keys()
+        if path not in shapes
+        or path not in opened.leaves
+        or opened.leaves[path].shape != shapes[path].shape
+    )
+    if differing:
+        raise UserError(
+            f"config.init_from: the model in {config.init_from} is not that of config.model; they "
+            f"differ in {len(differing)} parameters, such as {differing[0]}"
+        )
+    return opened
 
 
 def _check_batch_sizes(config: Config, num_devices: int) -> None:

@@ -10,12 +10,17 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from flamingo_jax import cli
 from flamingo_jax.config import Config
+from flamingo_jax.conversion.weights import Leaf
+from flamingo_jax.errors import UserError
 from flamingo_jax.evaluate import evaluate
+from flamingo_jax.model_directory import Origin, write_directory
+from flamingo_jax.models.params import flamingo_graph
 from flamingo_jax.schema import build
 from flamingo_jax.train import train
 from flamingo_jax.training.checkpoint import Checkpointer, state_shapes
@@ -124,6 +129,43 @@ def test_evaluation_writes_results_and_pictures(trained, capsys):
     for name in ("binding.png", "prompts.png"):
         assert (trained / name).read_bytes().startswith(b"\x89PNG")
     assert "name a held-out digit" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def model_directory(tmp_path_factory):
+    """Random weights of the tiny model as a model directory, and the weights."""
+    rng = np.random.default_rng(0)
+    shapes = flamingo_graph(CONFIG.model).shapes()
+    weights = {p: rng.normal(size=s.shape).astype(np.float32) for p, s in shapes.items()}
+    leaves = {p: Leaf(w.shape, (w,), stacked=False) for p, w in weights.items()}
+    folder = tmp_path_factory.mktemp("model") / "directory"
+    write_directory(folder, CONFIG.model, Origin("mpt", {}, {}, {}), leaves)
+    return folder, weights
+
+
+def test_a_run_begins_with_the_weights_of_a_model_directory(model_directory):
+    folder, weights = model_directory
+    config = dataclasses.replace(CONFIG, init_from=str(folder), mesh=MeshConfig(fsdp=2))
+    run = set_up(config, jax.devices()[:2])
+    state, frozen = run.make_state()
+    assert state.params.keys() | frozen.keys() == weights.keys()
+    for path, value in weights.items():
+        if path in run.trained:
+            np.testing.assert_array_equal(state.params[path], value)
+        else:
+            np.testing.assert_array_equal(frozen[path], value.astype(jnp.bfloat16))
+    leaves = jax.tree.leaves((state, run.state_shardings))
+    half = len(leaves) // 2
+    for value, sharding in zip(leaves[:half], leaves[half:], strict=True):
+        assert value.sharding.is_equivalent_to(sharding, value.ndim)
+
+
+def test_a_model_directory_of_another_model_is_refused(model_directory):
+    decoder = dataclasses.replace(CONFIG.model.decoder, mlp_width=24)
+    model = dataclasses.replace(CONFIG.model, decoder=decoder)
+    config = dataclasses.replace(CONFIG, model=model, init_from=str(model_directory[0]))
+    with pytest.raises(UserError, match="differ in 9 parameters, such as decoder/layers/0/mlp"):
+        set_up(config)
 
 
 @pytest.fixture(scope="module")
@@ -236,6 +278,10 @@ BAD_INPUT = {
     "a stray word": (["fast"], "unexpected argument 'fast'; every setting is a --flag=value"),
     "an unknown flag": (["--workdirr=x"], "Unknown command line flag 'workdirr'"),
     "no such config": (["--config=configs/digit.py"], "digits.py"),
+    "no such model directory": (
+        ["--config.init_from=nowhere"],
+        "nowhere is no model directory",
+    ),
     "a tokenizer that does not fit": (
         ["--config.model.decoder.vocab_size=50"],
         "set decoder.vocab_size to 40",
