@@ -1,6 +1,7 @@
 """A config turned into what a run works with: mesh, model, parameters, step and data."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -55,48 +56,42 @@ def set_up(config: Config, devices: list[jax.Device] | None = None) -> Run:
     Raises:
       UserError: see the checks below; each names the key to change.
     """
-    try:
+    with _naming("config.mesh"):
         mesh = make_mesh(config.mesh, devices)
-    except ValueError as error:
-        raise UserError(f"config.mesh: {error}") from None
     _check_batch_sizes(config, mesh.size)
     tokens = load_tokenizer(config.tokenizer, config.model.decoder.vocab_size)
     streams = make_streams(config.streams, tokens, config.model.vision.image_size)
 
     graph = flamingo_graph(config.model)
     shapes = graph.shapes()
-    try:
+    with _naming("config.trainable"):
         trained = select(shapes, config.trainable)
-    except ValueError as error:
-        raise UserError(f"config.trainable: {error}") from None
-    try:
+    with _naming("config.optimizer.decay"):
         optimizer = make_optimizer(
-            config.optimizer, config.num_steps, {p: shapes[p] for p in trained}
+            config.optimizer, config.num_steps, {path: shapes[path] for path in trained}
         )
-    except ValueError as error:
-        raise UserError(f"config.optimizer.decay: {error}") from None
+    opened = _open_model(config, shapes) if config.init_from else None
 
-    def build(key: jax.Array) -> tuple[TrainState, Params]:
+    def random_state(key: jax.Array) -> tuple[TrainState, Params]:
         params = init_params(config.model, key)
         frozen = {path: value for path, value in params.items() if path not in trained}
-        return (
-            init_state({path: params[path] for path in trained}, optimizer),
-            cast(frozen, config.frozen_dtype),
-        )
+        state = init_state({path: params[path] for path in trained}, optimizer)
+        return state, cast(frozen, config.frozen_dtype)
 
-    def load(opened: ModelDirectory) -> tuple[TrainState, Params]:
-        def read(path: str, dtype: str) -> jax.Array:
-            return place(path, opened.leaves[path], dtype, mesh)
-
-        params = {path: read(path, "float32") for path in trained}
-        state = jax.jit(partial(init_state, optimizer=optimizer), out_shardings=state_shardings)
-        frozen = {path: read(path, config.frozen_dtype) for path in shapes if path not in trained}
-        return state(params), frozen
-
-    opened = _open_model(config, shapes) if config.init_from else None
     key = jax.random.key(config.seed)
-    abstract = jax.eval_shape(build, key)
-    state_shardings, frozen_shardings = shardings = tree_shardings(abstract, mesh)
+    state_shapes, frozen_shapes = jax.eval_shape(random_state, key)
+    state_shardings, frozen_shardings = tree_shardings((state_shapes, frozen_shapes), mesh)
+
+    def make_state() -> tuple[TrainState, Params]:
+        if opened is None:
+            shardings = state_shardings, frozen_shardings
+            return jax.jit(random_state, out_shardings=shardings)(key)
+        leaves = opened.leaves
+        start = jax.jit(partial(init_state, optimizer=optimizer), out_shardings=state_shardings)
+        params = {path: place(path, leaves[path], "float32", mesh) for path in trained}
+        frozen = {p: place(p, leaves[p], config.frozen_dtype, mesh) for p in frozen_shapes}
+        return start(params), frozen
+
     step = make_train_step(
         graph,
         optimizer,
@@ -111,8 +106,8 @@ def set_up(config: Config, devices: list[jax.Device] | None = None) -> Run:
         trained=trained,
         tokens=tokens,
         streams=streams,
-        make_state=lambda: load(opened) if opened else jax.jit(build, out_shardings=shardings)(key),
-        state_shapes=abstract[0],
+        make_state=make_state,
+        state_shapes=state_shapes,
         state_shardings=state_shardings,
         train_step=jax.jit(
             step,
@@ -121,6 +116,15 @@ def set_up(config: Config, devices: list[jax.Device] | None = None) -> Run:
             donate_argnums=0,
         ),
     )
+
+
+@contextmanager
+def _naming(key: str) -> Iterator[None]:
+    """A ValueError inside becomes a UserError that begins with the config key."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(f"{key}: {error}") from None
 
 
 def _open_model(config: Config, shapes: Params) -> ModelDirectory:
