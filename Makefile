@@ -35,5 +35,5 @@ clean:
 	touch $@
 
 .venv/installed-for-tests: .venv/installed
-	$(PIP) install --constraint constraints.txt --editable '.[dev,torch]'
+	$(PIP) install --constraint constraints.txt --editable '.[dev,torch,prepare,beam,serve,notebook]'
 	touch $@
