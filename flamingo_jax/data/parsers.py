@@ -237,6 +237,16 @@ def field(record: Mapping[str, Any], name: str, kind: type) -> Any:
     return value
 
 
+def feature(fields: Mapping[str, Any], path: str) -> Any:
+    """A feature by its path, as in "captions/text". BadRecordError: there is none."""
+    if path in fields:
+        return fields[path]
+    head, _, rest = path.partition("/")
+    if rest and isinstance(fields.get(head), Mapping):
+        return feature(fields[head], rest)
+    raise BadRecordError(f"no feature {path!r} among: {', '.join(fields)}")
+
+
 def decoded(text: bytes | str) -> str:
     try:
         return text.decode() if isinstance(text, bytes) else text

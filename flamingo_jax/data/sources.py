@@ -8,6 +8,8 @@ from flamingo_jax.data.documents import Document
 from flamingo_jax.data.parsers import (
     ImageOrder,
     Passages,
+    decoded,
+    feature,
     gpt_passages,
     image_bytes,
     json_object,
@@ -120,6 +122,27 @@ class Sequences(Interleaved):
             order="sentence",
         )
         return to_document(record, passages, separator=self.separator)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Captions(Corpus):
+    """Captioned images of any TFDS dataset; the defaults are those of `coco_captions`.
+
+    Attributes:
+      image: the feature that holds the image.
+      text: the feature that holds its text, or several, of which every epoch shows the next one.
+    """
+
+    image: str = "image"
+    text: str = "captions/text"
+
+    def parse(self, record: Record) -> Document:
+        image, text = (feature(record.fields, path) for path in (self.image, self.text))
+        if not isinstance(text, (str, bytes)):
+            text = text[record.epoch % len(text)] if len(text) else ""
+        if not isinstance(image, bytes):
+            raise BadRecordError(f"feature {self.image!r} is {type(image).__name__}, not an image")
+        return pair(record, image, decoded(text))
 
 
 def pair(record: Record, image: bytes, text: str) -> Document:

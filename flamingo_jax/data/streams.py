@@ -1,5 +1,6 @@
 """One stream: a source, the shape of its examples, and how bad records are replaced."""
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -53,7 +54,7 @@ class StreamConfig:
       single_image_share: of documents with one image, this share is kept; OpenFlamingo's is 0.5.
     """
 
-    source: Literal["digits_pairs", "digits_documents", "pairs", "mmc4", "sequences"]
+    source: Literal["digits_pairs", "digits_documents", "pairs", "mmc4", "sequences", "captions"]
     options: dict[str, Any] = field(default_factory=dict)
     batch_size: int
     weight: float = 1.0
@@ -91,6 +92,7 @@ class Records:
         shard, index = self.order.place(position, key)
         try:
             record = self.store.record(shard, index)
+            record = dataclasses.replace(record, epoch=position // len(self.order))
         except BadRecordError as error:
             raise error.at(self.store.paths[shard], f"record {index}") from None
         try:
