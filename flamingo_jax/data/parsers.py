@@ -27,13 +27,13 @@ class Passages:
     Attributes:
       texts: what is read.
       image_index: for each text, which image stands before it; −1: none.
-      images: encoded, in the order of the record.
+      images: encoded, in the order of the record; a string is base64, decoded when it is chosen.
       similarity: of each text with its image; None: not known, so nothing is dropped for it.
     """
 
     texts: tuple[str, ...]
     image_index: tuple[int, ...]
-    images: tuple[bytes, ...]
+    images: tuple[bytes | str, ...]
     similarity: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -44,6 +44,11 @@ class Passages:
         for text in self.texts:
             if not isinstance(text, str):
                 raise BadRecordError(f"a text is {type(text).__name__}, expected str")
+
+    def image(self, index: int) -> bytes:
+        """BadRecordError: its base64 is damaged."""
+        encoded = self.images[index]
+        return encoded if isinstance(encoded, bytes) else from_base64(encoded)
 
 
 def place_images(
@@ -87,7 +92,7 @@ def to_document(record: Record, passages: Passages, *, separator: str) -> Docume
     ):
         passage = without_marks(passage)
         if image >= 0:
-            parts += [text, passages.images[image]]
+            parts += [text, passages.image(image)]
             text = passage.removeprefix(" ")
         elif parts and not text:
             text = passage
@@ -124,8 +129,7 @@ def mmc4_passages(record: Mapping[str, Any], min_bytes: int) -> Passages:
     """
     sentences = field(record, "text_list", list)
     encoded = [info.get("image_base64") for info in field(record, "image_info", list)]
-    images = {i: from_base64(text) for i, text in enumerate(encoded) if text}
-    rows = [i for i, image in images.items() if len(image) >= min_bytes]
+    rows = [i for i, text in enumerate(encoded) if text and base64_size(text) >= min_bytes]
     if not rows:
         raise BadRecordError("no image")
     try:
@@ -140,7 +144,7 @@ def mmc4_passages(record: Mapping[str, Any], min_bytes: int) -> Passages:
         image_index[sentence] = int(image)
         similarity[sentence] = float(similarity_IS[image, sentence])
     return Passages(
-        tuple(sentences), tuple(image_index), tuple(images[i] for i in rows), tuple(similarity)
+        tuple(sentences), tuple(image_index), tuple(encoded[i] for i in rows), tuple(similarity)
     )
 
 
@@ -252,6 +256,11 @@ def decoded(text: bytes | str) -> str:
         return text.decode() if isinstance(text, bytes) else text
     except UnicodeDecodeError as error:
         raise BadRecordError(f"text is not UTF-8: {error}") from error
+
+
+def base64_size(text: str) -> int:
+    """Bytes that base64 stands for."""
+    return len(text) * 3 // 4 - text[-2:].count("=")
 
 
 def from_base64(text: str) -> bytes:

@@ -50,7 +50,7 @@ class Pairs(Corpus):
         passages = stored_passages(record) if stored else pair_passages(record)
         if len(passages.texts) != 1 or len(passages.images) != 1:
             raise BadRecordError("a pair has one image and one text")
-        return pair(record, passages.images[0], passages.texts[0])
+        return pair(record, passages.image(0), passages.texts[0])
 
 
 @dataclass(frozen=True, kw_only=True)
