@@ -12,6 +12,7 @@ import gc
 import json
 import multiprocessing
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.data_corpus import write_corpus, write_tokenizer
-from benchmarks.process_tree import cpu_seconds, resident_bytes
+from benchmarks.process_tree import cpu_seconds, descendants, resident_bytes
 
 BATCH_SIZE = 8
 WARM = 6  # batches before the clock starts
@@ -85,6 +86,12 @@ def measure(pipeline: str, setting: dict[str, Any], workers: int, count: int, re
         memory.append(resident_bytes(os.getpid()))
         next(reader)
     results.put((used / (count * BATCH_SIZE), max(memory), first_batch))
+    results.close()
+    results.join_thread()
+    if pipeline == "peer":  # torch's loader complains when it is left before its end
+        for worker in descendants(os.getpid())[1:]:
+            os.kill(worker, signal.SIGKILL)
+        os._exit(0)
     reader.close()
     del reader
     gc.collect()  # shared memory is freed with the last batch

@@ -1,9 +1,6 @@
 """Records of the known corpora → `Passages` → `Document`."""
 
-import base64
-import binascii
-import json
-import os
+import dataclasses
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,6 +10,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from flamingo_jax.data.documents import END_OF_CHUNK, IMAGE, Document
+from flamingo_jax.data.fields import base64_size, decoded, field, from_base64, json_object
 from flamingo_jax.data.records import BadRecordError, Record, RejectedError
 
 ImageOrder = Literal["sentence", "openflamingo"]
@@ -29,12 +27,18 @@ class Passages:
       image_index: for each text, which image stands before it; −1: none.
       images: encoded, in the order of the record; a string is base64, decoded when it is chosen.
       similarity: of each text with its image; None: not known, so nothing is dropped for it.
+      separator: between two texts without an image between them.
+      kind: of the document; a "pair" is one image and its caption.
+      left_out: images of the record that are used no more, as far as they exist, and why.
     """
 
     texts: tuple[str, ...]
     image_index: tuple[int, ...]
     images: tuple[bytes | str, ...]
     similarity: tuple[float, ...] | None = None
+    separator: str = ""
+    kind: Literal["pair", "interleaved"] = "interleaved"
+    left_out: tuple[tuple[bytes | str | None, str], ...] = ()
 
     def __post_init__(self) -> None:
         lengths = {len(self.texts), len(self.image_index)}
@@ -79,11 +83,26 @@ def place_images(
     image_index = [-1] * len(passages.texts)
     for place, image in chosen:
         image_index[place] = image
-    return Passages(passages.texts, tuple(image_index), passages.images)
+    left_out = tuple(
+        (
+            passages.images[image],
+            f"similarity {score:.2f}, below {threshold}"
+            if score < threshold
+            else f"one image more than {max_images}",
+        )
+        for image, score in zip(passages.image_index, scores, strict=True)
+        if image >= 0 and image not in image_index
+    )
+    return dataclasses.replace(
+        passages,
+        image_index=tuple(image_index),
+        similarity=None,
+        left_out=passages.left_out + left_out,
+    )
 
 
-def to_document(record: Record, passages: Passages, *, separator: str) -> Document:
-    """An interleaved document. Texts are joined by `separator`, except around an image, where one
+def to_document(record: Record, passages: Passages) -> Document:
+    """An interleaved document. Texts are joined by the separator, except around an image, where one
     blank is removed as well: tokenizers put blanks at the beginning of words."""
     parts: list[str | bytes] = []
     text = ""
@@ -97,10 +116,20 @@ def to_document(record: Record, passages: Passages, *, separator: str) -> Docume
         elif parts and not text:
             text = passage
         else:
-            text += separator * (position > 0) + passage
+            text += passages.separator * (position > 0) + passage
     parts.append(text)
     kept = tuple(part for part in parts if part)
     return Document(record.key, kept, "interleaved", record.shard)
+
+
+def to_pair(record: Record, passages: Passages) -> Document:
+    """A captioned image. BadRecordError: no caption, or more than one image or text."""
+    if len(passages.texts) != 1 or len(passages.images) != 1:
+        raise BadRecordError("a pair has one image and one text")
+    caption = without_marks(passages.texts[0]).strip()
+    if not caption:
+        raise BadRecordError("empty caption")
+    return Document(record.key, (passages.image(0), caption), "pair", record.shard)
 
 
 def without_marks(text: str) -> str:
@@ -120,7 +149,7 @@ def pair_passages(record: Record) -> Passages:
         caption = decoded(record.fields["txt"])
     else:
         caption = json_object(record).get("caption") or ""
-    return Passages((caption,), (0,), (images[0],))
+    return Passages((caption,), (0,), (images[0],), kind="pair")
 
 
 def mmc4_passages(record: Mapping[str, Any], min_bytes: int) -> Passages:
@@ -143,8 +172,20 @@ def mmc4_passages(record: Mapping[str, Any], min_bytes: int) -> Passages:
     for image, sentence in zip(*assigned, strict=True):
         image_index[sentence] = int(image)
         similarity[sentence] = float(similarity_IS[image, sentence])
+    left_out = [
+        (text or None, f"fewer than {min_bytes} bytes" if text else "not among the data")
+        for i, text in enumerate(encoded)
+        if i not in rows
+    ]
+    left_out += [
+        (encoded[i], "no sentence left") for n, i in enumerate(rows) if n not in assigned[0]
+    ]
     return Passages(
-        tuple(sentences), tuple(image_index), tuple(encoded[i] for i in rows), tuple(similarity)
+        tuple(sentences),
+        tuple(image_index),
+        tuple(encoded[i] for i in rows),
+        tuple(similarity),
+        left_out=tuple(left_out),
     )
 
 
@@ -203,68 +244,3 @@ def stored_passages(record: Record) -> Passages:
         tuple(bytes(image) for image in record.fields["images"]),
         tuple(float(s) for s in similarity) if len(similarity) else None,
     )
-
-
-def image_bytes(record: Record, name: Any) -> bytes:
-    """An image by what a record calls it: one of its fields, or a file beside the record."""
-    if not isinstance(name, str):
-        raise BadRecordError(f"image {name!r} is not named by a string")
-    if name in record.fields:
-        return record.fields[name]
-    path = os.path.normpath(os.path.join(record.root, name))
-    if not record.root or os.path.relpath(path, record.root).startswith(os.pardir):
-        raise BadRecordError(f"image {name!r} is neither a part of the record nor a file beside it")
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError as error:
-        raise BadRecordError(f"image {name!r}: {error.strerror}") from error
-
-
-def json_object(record: Record) -> dict[str, Any]:
-    """The record's JSON. BadRecordError: there is none, or it is no object."""
-    if "json" not in record.fields:
-        raise BadRecordError(f"no json among {sorted(record.fields)}")
-    try:
-        value = json.loads(record.fields["json"])
-    except ValueError as error:
-        raise BadRecordError(f"bad JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise BadRecordError(f"bad JSON: expected an object, found {type(value).__name__}")
-    return value
-
-
-def field(record: Mapping[str, Any], name: str, kind: type) -> Any:
-    value = record.get(name) if isinstance(record, Mapping) else None
-    if not isinstance(value, kind):
-        raise BadRecordError(f"{name} is {type(value).__name__}, expected {kind.__name__}")
-    return value
-
-
-def feature(fields: Mapping[str, Any], path: str) -> Any:
-    """A feature by its path, as in "captions/text". BadRecordError: there is none."""
-    if path in fields:
-        return fields[path]
-    head, _, rest = path.partition("/")
-    if rest and isinstance(fields.get(head), Mapping):
-        return feature(fields[head], rest)
-    raise BadRecordError(f"no feature {path!r} among: {', '.join(fields)}")
-
-
-def decoded(text: bytes | str) -> str:
-    try:
-        return text.decode() if isinstance(text, bytes) else text
-    except UnicodeDecodeError as error:
-        raise BadRecordError(f"text is not UTF-8: {error}") from error
-
-
-def base64_size(text: str) -> int:
-    """Bytes that base64 stands for."""
-    return len(text) * 3 // 4 - text[-2:].count("=")
-
-
-def from_base64(text: str) -> bytes:
-    try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError, TypeError) as error:
-        raise BadRecordError(f"image is not base64: {error}") from error
