@@ -35,7 +35,7 @@ def bad_records(path: Path) -> list[dict]:
 
 @pytest.fixture
 def config(tmp_path) -> Config:
-    """The tiny run with its shapes, so that its compiled program is shared; its six batches of eight
+    """The tiny run with its shapes, so that its compiled program is shared; six batches of eight
     pairs are one epoch."""
     values = tiny.get_config()
     shards = {

@@ -166,10 +166,16 @@ def processes_of(group: int) -> list[str]:
     return found
 
 
+def shared_memory_of(processes: list[str]) -> set[Path]:
+    """Files in /dev/shm that the processes use; other programs have theirs there, too."""
+    lines = [line for p in processes for line in Path(f"/proc/{p}/maps").read_text().splitlines()]
+    paths = {Path(line[line.index("/dev/shm") :]) for line in lines if "/dev/shm" in line}
+    return {path for path in paths if path.exists()}
+
+
 def read_and_kill(tmp_path, corpus, start: int, workers: int, count: int) -> list[str]:
     """Digests of the first batches of a reading process, which is then killed with SIGKILL; neither
     processes nor shared memory may be left of it."""
-    before = set(os.listdir("/dev/shm"))
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     process = subprocess.Popen(
@@ -181,13 +187,16 @@ def read_and_kill(tmp_path, corpus, start: int, workers: int, count: int) -> lis
         text=True,
     )
     digests = [process.stdout.readline().strip() for _ in range(count)]
-    assert len(processes_of(process.pid)) > workers
+    running = processes_of(process.pid)
+    assert len(running) > workers
+    shared = shared_memory_of(running)
+    assert shared
     process.send_signal(signal.SIGKILL)
     process.wait()
     process.stdout.close()
-    end = time.monotonic() + 30
+    end = time.monotonic() + 60
     while time.monotonic() < end:
-        left = processes_of(process.pid), set(os.listdir("/dev/shm")) - before
+        left = processes_of(process.pid), {path for path in shared if path.exists()}
         if not any(left):
             break
         time.sleep(0.1)
