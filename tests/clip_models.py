@@ -39,6 +39,11 @@ def save_clip(
     config._attn_implementation = "eager"
     model = transformers.CLIPModel(config).eval()
     randomize(model)
+    with torch.no_grad():  # so that embeddings depend on what is embedded
+        model.vision_model.embeddings.patch_embedding.weight.mul_(5)
+        model.text_model.embeddings.token_embedding.weight.mul_(5)
+        model.vision_model.post_layernorm.bias.zero_()
+        model.text_model.final_layer_norm.bias.zero_()
     model.save_pretrained(folder)
     if not safe:
         (folder / "model.safetensors").unlink()

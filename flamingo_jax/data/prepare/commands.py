@@ -7,17 +7,24 @@ from pathlib import Path
 from typing import Any
 
 from flamingo_jax.data.prepare import options
+from flamingo_jax.data.prepare.chatgpt import ChatGpt, write_prompts
+from flamingo_jax.data.prepare.filtering import Filter
 from flamingo_jax.data.prepare.img2dataset import Img2dataset
 from flamingo_jax.data.prepare.job import Job
 from flamingo_jax.data.prepare.mmc4 import Mmc4
 from flamingo_jax.data.prepare.obelics import Obelics
 from flamingo_jax.data.prepare.runners import by_beam, by_processes
+from flamingo_jax.data.prepare.similarity import Embed, Score
 from flamingo_jax.errors import UserError
 
 PREPARATIONS: dict[str, Any] = {
     "mmc4": Mmc4,
     "img2dataset": Img2dataset,
     "obelics": Obelics,
+    "score": Score,
+    "filter": Filter,
+    "embed": Embed,
+    "chatgpt": ChatGpt,
 }
 
 
@@ -42,11 +49,23 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument(
             "pipeline", nargs="*", metavar="-- BEAM", help="Beam's own flags, after --"
         )
+    prompts = commands.add_parser("chatgpt-prompts", help="prompts for a chat model")
+    prompts.add_argument("--template", type=Path, required=True, help="text with $name in it")
+    prompts.add_argument("--values", type=Path, required=True, help="JSON lines with those names")
+    prompts.add_argument("--out", type=Path, required=True, help="JSON lines of key and prompt")
     return top
 
 
 def main(argv: Sequence[str]) -> int:
     args = parser().parse_args(argv[1:])
+    if args.command == "chatgpt-prompts":
+        count = write_prompts(args.template, args.values, args.out)
+        print(f"wrote {args.out}: {count} prompts")
+        return 0
+    return make_shards(args)
+
+
+def make_shards(args: argparse.Namespace) -> int:
     preparation = options.build(PREPARATIONS[args.command], args)
     job = Job(preparation, args.out, tuple(preparation.units()))
     job.begin()

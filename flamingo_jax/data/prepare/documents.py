@@ -4,13 +4,12 @@ import dataclasses
 from dataclasses import dataclass
 
 from flamingo_jax.data.parsers import Passages
-from flamingo_jax.data.prepare.images import ImageLimits
 from flamingo_jax.data.prepare.options import option
 from flamingo_jax.data.prepare.survival import DroppedError, Tally
 
 
 @dataclass(frozen=True, kw_only=True)
-class DocumentLimits(ImageLimits):
+class DocumentLimits:
     """Fields of every preparation of interleaved documents."""
 
     min_similarity: float = option(

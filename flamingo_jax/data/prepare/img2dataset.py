@@ -50,10 +50,8 @@ class Img2dataset(ImageLimits):
             except (UserError, OSError) as error:
                 tally.lose_file(Path(unit.path).name, str(error))
                 return
-            for record in store_records(store, 0, tally):
-                sample = tally.tried(record.key, lambda r=record: self._sample(r, seen, tally))
-                if sample is not None:
-                    yield sample
+            for _, record in store_records(store, 0, tally):
+                yield from tally.surviving(record.key, self._sample, record, seen, tally)
 
     def _sample(self, record: Record, seen: set[bytes], tally: Tally) -> Sample:
         passages = pair_passages(record)
@@ -94,11 +92,11 @@ def _limits(given: tuple[str, ...]) -> dict[str, float]:
         ) from None
 
 
-def store_records(store: Store, shard: int, tally: Tally) -> Iterator[Record]:
-    """The records of a shard; those that cannot be read are counted."""
+def store_records(store: Store, shard: int, tally: Tally) -> Iterator[tuple[int, Record]]:
+    """The records of a shard with their numbers; those that cannot be read are counted."""
     for index in range(int(store.sizes[shard])):
         try:
-            yield store.record(shard, index)
+            yield index, store.record(shard, index)
         except BadRecordError as error:
             tally.documents += 1
             tally.drop(f"record {index}", DAMAGED, str(error))

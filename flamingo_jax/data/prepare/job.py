@@ -122,6 +122,16 @@ class Job:
         return total
 
 
+def made_of(directory: Path, command: str) -> dict[str, Any]:
+    """The settings that a command made a directory with. UserError: it is not complete."""
+    if not (directory / "survival.json").is_file():
+        raise UserError(
+            f"{directory} is not complete: run `python -m flamingo_jax.data.prepare {command}` "
+            "to its end, with this directory as --out"
+        )
+    return json.loads((directory / "settings.json").read_text())
+
+
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
     """A temporary file that takes the place of `path` when it is complete."""

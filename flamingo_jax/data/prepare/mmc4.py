@@ -9,7 +9,7 @@ from pathlib import Path
 
 from flamingo_jax.data.parsers import assigned_passages, field
 from flamingo_jax.data.prepare.documents import DocumentLimits
-from flamingo_jax.data.prepare.images import read_image
+from flamingo_jax.data.prepare.images import ImageLimits, read_image
 from flamingo_jax.data.prepare.job import Unit
 from flamingo_jax.data.prepare.options import REQUIRED, option
 from flamingo_jax.data.prepare.survival import DroppedError, Tally
@@ -19,7 +19,7 @@ from flamingo_jax.data.stores import expand
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mmc4(DocumentLimits):
+class Mmc4(DocumentLimits, ImageLimits):
     """MMC4's documents (arXiv 2304.06939), each image assigned to one sentence."""
 
     shards: str = option(REQUIRED, "docs_shard_*.jsonl.zip, or .jsonl; a pattern")
@@ -35,9 +35,7 @@ class Mmc4(DocumentLimits):
         shard = Path(unit.path).name.split(".")[0]
         for number, line in _lines(unit.path, tally):
             key = f"{shard}/{number}"
-            sample = tally.tried(key, lambda k=key, text=line: self._sample(k, shard, text, tally))
-            if sample is not None:
-                yield sample
+            yield from tally.surviving(key, self._sample, key, shard, line, tally)
 
     def _sample(self, key: str, shard: str, line: bytes, tally: Tally) -> Sample:
         try:

@@ -8,7 +8,7 @@ from typing import Any
 
 from flamingo_jax.data.parsers import field, sequence_passages
 from flamingo_jax.data.prepare.documents import DocumentLimits
-from flamingo_jax.data.prepare.images import read_image
+from flamingo_jax.data.prepare.images import ImageLimits, read_image
 from flamingo_jax.data.prepare.job import Unit, need
 from flamingo_jax.data.prepare.options import REQUIRED, option
 from flamingo_jax.data.prepare.survival import DroppedError, Tally
@@ -24,7 +24,7 @@ def image_name(url: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Obelics(DocumentLimits):
+class Obelics(DocumentLimits, ImageLimits):
     """OBELICS' documents (arXiv 2306.16527): `images` and `texts`, one of both in each place."""
 
     parquet: str = option(REQUIRED, "parquet files; a pattern")
@@ -57,9 +57,7 @@ class Obelics(DocumentLimits):
                     continue
                 for number, row in enumerate(rows):
                     name = f"{key}/{number}"
-                    sample = tally.tried(name, lambda k=name, r=row: self._sample(k, r, tally))
-                    if sample is not None:
-                        yield sample
+                    yield from tally.surviving(name, self._sample, name, row, tally)
 
     def _sample(self, key: str, row: dict[str, Any], tally: Tally) -> Sample:
         loaded: dict[str, bytes] = {}

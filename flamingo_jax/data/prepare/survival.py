@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -63,11 +63,11 @@ class Tally:
     def _note(self, of: str, key: str, reason: str, detail: str) -> None:
         self.drops.append({"of": of, "key": key, "reason": reason, "detail": detail})
 
-    def tried(self, key: str, make: Any) -> Any:
-        """`make()`, or None where that drops the document."""
+    def surviving(self, key: str, make: Callable[..., T], *args: Any) -> Iterator[T]:
+        """`make(*args)`, or nothing where that drops the document."""
         self.documents += 1
         try:
-            made = make()
+            made = make(*args)
         except DroppedError as error:
             self.drop(key, error.reason, error.detail)
         except BadRecordError as error:
@@ -76,8 +76,7 @@ class Tally:
             # Data of other people: anything may stand where a string or a number is expected.
             self.drop(key, DAMAGED, f"unexpected content: {type(error).__name__}: {error}")
         else:
-            return made
-        return None
+            yield made
 
     def counted(self, samples: Iterable[T]) -> Iterator[T]:
         """The samples, counted as kept."""

@@ -119,6 +119,30 @@ class Tars:
         pass
 
 
+class Embeddings:
+    """Per shard `vectors` (N, P) float16, `places` (N, 2) of record and image, and the CLIP."""
+
+    def name(self, index: int, count: int) -> str:
+        return f"{index:05d}-of-{count:05d}.npz"
+
+    def write(self, path: Path, samples: Iterable[Sample]) -> None:
+        vectors, places, fingerprint = [], [], ""
+        for sample in samples:
+            vectors += [vector.astype(np.float16) for vector in sample["vectors"]]
+            places += [(sample["record"], image) for image in sample["images"]]
+            fingerprint = sample["fingerprint"]
+        with path.open("wb") as file:
+            np.savez(
+                file,
+                vectors=np.array(vectors, np.float16),
+                places=np.array(places, np.int64).reshape(-1, 2),
+                fingerprint=fingerprint,
+            )
+
+    def finish(self, directory: Path, sizes: list[int]) -> None:
+        pass
+
+
 class JsonLines:
     """One JSON object per line."""
 

@@ -10,7 +10,6 @@ import pytest
 from flamingo_jax.data.documents import render
 from flamingo_jax.data.order import Order
 from flamingo_jax.data.pipeline import StepSource, StreamConfig, make_streams
-from flamingo_jax.data.prepare.commands import main
 from flamingo_jax.data.records import Record
 from flamingo_jax.data.sources import Mmc4, Pairs
 from flamingo_jax.data.stores import open_store
@@ -18,16 +17,10 @@ from flamingo_jax.data.tokenizer import load_tokenizer
 from flamingo_jax.errors import UserError
 from tests.data.corpora import picture
 
+from .conftest import prepare
 from .corpora import mmc4_document, write_img2dataset, write_mmc4, write_obelics
 
 pytestmark = pytest.mark.filterwarnings("default")  # TFDS is noisy
-
-
-def prepare(*arguments: str | Path) -> dict:
-    """The survival counts of a command."""
-    assert main(["prepare", *map(str, arguments)]) == 0
-    out = arguments[arguments.index("--out") + 1]
-    return json.loads(Path(out, "survival.json").read_text())
 
 
 def documents(directory: Path, source) -> dict:
