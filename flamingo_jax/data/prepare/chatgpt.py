@@ -97,7 +97,7 @@ class ChatGpt:
             )
 
     def units(self) -> list[Unit]:
-        return [Unit(path) for path in expand(self.replies)]
+        return [Unit(path) for path in expand(self.replies, "--replies")]
 
     def samples(self, unit: Unit, tally: Tally) -> Iterator[Sample]:
         replies: list[Reply] = []

@@ -1,5 +1,6 @@
 """Which images are kept, and image files beside a corpus."""
 
+import errno
 import io
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ from flamingo_jax.data.images import decode_image
 from flamingo_jax.data.prepare.options import option
 from flamingo_jax.data.prepare.survival import DroppedError
 from flamingo_jax.data.records import BadRecordError
+
+NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +62,7 @@ def read_image(directories: list[Path], name: Any) -> bytes:
     for directory in directories:
         try:
             return (directory / name).read_bytes()
-        except OSError:
-            continue
+        except OSError as error:
+            if error.errno not in NO_FILE:  # not the corpus' fault: the shard is to be made again
+                raise
     raise DroppedError("image missing", name)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from flamingo_jax.data.parsers import json_object, pair_passages
 from flamingo_jax.data.prepare.images import ImageLimits
 from flamingo_jax.data.prepare.job import Unit
@@ -15,6 +17,7 @@ from flamingo_jax.data.prepare.survival import DAMAGED, DroppedError, Tally
 from flamingo_jax.data.prepare.writers import ArrayRecords, Sample, stored
 from flamingo_jax.data.records import BadRecordError, Record
 from flamingo_jax.data.stores import Store, TarStore, expand
+from flamingo_jax.data.tar_index import scan_tar
 from flamingo_jax.errors import UserError
 
 
@@ -40,14 +43,14 @@ class Img2dataset(ImageLimits):
         _limits(self.at_most)
 
     def units(self) -> list[Unit]:
-        return [Unit(path) for path in expand(self.shards)]
+        return [Unit(path) for path in expand(self.shards, "--shards")]
 
     def samples(self, unit: Unit, tally: Tally) -> Iterator[Sample]:
         seen: set[bytes] = set()
         with tempfile.TemporaryDirectory() as index_dir:
             try:
-                store = TarStore([unit.path], index_dir)
-            except (UserError, OSError) as error:
+                store = TarStore([unit.path], index_dir, lambda path: _index(path, tally))
+            except UserError as error:
                 tally.lose_file(Path(unit.path).name, str(error))
                 return
             for _, record in store_records(store, 0, tally):
@@ -80,6 +83,13 @@ class Img2dataset(ImageLimits):
                     raise DroppedError(f"no {name}", repr(value))
                 if not sign * value >= sign * limit:
                     raise DroppedError(f"{name} out of limits", str(value))
+
+
+def _index(path: str, tally: Tally) -> np.ndarray:
+    index, lost = scan_tar(path)
+    if lost:
+        tally.lose_file(Path(path).name, "; ".join(lost))
+    return index
 
 
 def _limits(given: tuple[str, ...]) -> dict[str, float]:

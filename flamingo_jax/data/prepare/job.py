@@ -87,7 +87,13 @@ class Job:
     def begin(self) -> None:
         """UserError: the directory was made with other settings, or cannot be written."""
         settings = json.loads(
-            json.dumps({**dump(self.preparation), "inputs": [u.path for u in self.units]})
+            json.dumps(
+                {
+                    "preparation": type(self.preparation).__name__,
+                    **dump(self.preparation),
+                    "inputs": [unit.path for unit in self.units],
+                }
+            )
         )
         path = self.out / "settings.json"
         if path.is_file():
@@ -123,13 +129,18 @@ class Job:
 
 
 def made_of(directory: Path, command: str) -> dict[str, Any]:
-    """The settings that a command made a directory with. UserError: it is not complete."""
-    if not (directory / "survival.json").is_file():
+    """The settings that a command made a directory with. UserError: it did not, or not whole."""
+    settings = directory / "settings.json"
+    values = json.loads(settings.read_text()) if settings.is_file() else {}
+    if (
+        values.get("preparation", "").lower() != command
+        or not (directory / "survival.json").is_file()
+    ):
         raise UserError(
-            f"{directory} is not complete: run `python -m flamingo_jax.data.prepare {command}` "
-            "to its end, with this directory as --out"
+            f"{directory} holds no complete output of `{command}`: run `python -m "
+            f"flamingo_jax.data.prepare {command}` to its end, with this directory as --out"
         )
-    return json.loads((directory / "settings.json").read_text())
+    return values
 
 
 @contextmanager

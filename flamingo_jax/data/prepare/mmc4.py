@@ -1,9 +1,10 @@
 """MMC4: zips of documents, and a directory of the images that were downloaded for them."""
 
+import itertools
 import json
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +30,7 @@ class Mmc4(DocumentLimits, ImageLimits):
     writer = ArrayRecords()
 
     def units(self) -> list[Unit]:
-        return [Unit(path) for path in expand(self.shards)]
+        return [Unit(path) for path in expand(self.shards, "--shards")]
 
     def samples(self, unit: Unit, tally: Tally) -> Iterator[Sample]:
         shard = Path(unit.path).name.split(".")[0]
@@ -59,22 +60,23 @@ class Mmc4(DocumentLimits, ImageLimits):
 
 
 def _lines(path: str, tally: Tally) -> Iterator[tuple[int, bytes]]:
-    """Numbered lines of a .jsonl file, or of those in a zip; what is damaged is counted."""
-    number = 0
+    """The lines of a .jsonl file, or of those in a zip, numbered; what is damaged is counted."""
+    numbers = itertools.count()
+    if not path.endswith(".zip"):
+        with open(path, "rb") as file:
+            yield from _numbered(file, numbers)
+        return
     try:
-        if not path.endswith(".zip"):
-            with open(path, "rb") as file:
-                yield from enumerate(line for line in file if line.strip())
-            return
         with zipfile.ZipFile(path) as archive:
             for member in archive.infolist():
                 try:
-                    with archive.open(member) as lines:
-                        for line in lines:
-                            if line.strip():
-                                yield number, line
-                            number += 1
+                    with archive.open(member) as file:
+                        yield from _numbered(file, numbers)
                 except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
                     tally.lose_file(f"{Path(path).name}/{member.filename}", str(error))
-    except (zipfile.BadZipFile, OSError) as error:
+    except zipfile.BadZipFile as error:
         tally.lose_file(Path(path).name, str(error))
+
+
+def _numbered(lines: Iterable[bytes], numbers: Iterator[int]) -> Iterator[tuple[int, bytes]]:
+    return ((next(numbers), line) for line in lines if line.strip())

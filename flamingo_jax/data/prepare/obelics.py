@@ -36,7 +36,7 @@ class Obelics(DocumentLimits, ImageLimits):
     def units(self) -> list[Unit]:
         parquet = need("pyarrow.parquet", "prepare")
         found = []
-        for path in expand(self.parquet):
+        for path in expand(self.parquet, "--parquet"):
             try:
                 groups = parquet.read_metadata(path).num_row_groups
             except (OSError, ValueError) as error:

@@ -1,6 +1,7 @@
 """Each corpus → shards → what the pipeline reads from them, and what became of the rest."""
 
 import json
+import tarfile
 from collections import Counter
 from pathlib import Path
 
@@ -11,11 +12,11 @@ from flamingo_jax.data.documents import render
 from flamingo_jax.data.order import Order
 from flamingo_jax.data.pipeline import StepSource, StreamConfig, make_streams
 from flamingo_jax.data.records import Record
-from flamingo_jax.data.sources import Mmc4, Pairs
+from flamingo_jax.data.sources import Mmc4, Pairs, Sequences
 from flamingo_jax.data.stores import open_store
 from flamingo_jax.data.tokenizer import load_tokenizer
 from flamingo_jax.errors import UserError
-from tests.data.corpora import picture
+from tests.data.corpora import pair_samples, picture, write_tar
 
 from .conftest import prepare
 from .corpora import mmc4_document, write_img2dataset, write_mmc4, write_obelics
@@ -139,6 +140,18 @@ def test_an_img2dataset_tar_that_is_none(tmp_path):
     assert open_store(str(tmp_path / "out")).sizes.tolist() == [0]
 
 
+def test_a_damaged_tar_loses_what_is_damaged_and_says_so(tmp_path):
+    path = write_tar(tmp_path / "a.tar", pair_samples(0, 10))
+    with tarfile.open(path) as tar:
+        member = tar.getmembers()[7]  # the .json of the third pair
+    data = bytearray(path.read_bytes())
+    data[member.offset + 100 : member.offset + 140] = b"\xff" * 40
+    path.write_bytes(data)
+    survival = prepare("img2dataset", "--shards", path, "--out", tmp_path / "out")
+    assert (survival["documents"], survival["kept"], survival["files_damaged"]) == (10, 10, 1)
+    assert drops(tmp_path / "out") == {("file", "damaged file"): 1}
+
+
 def test_limits_must_be_numbers(tmp_path):
     with pytest.raises(UserError, match="expected FIELD=NUMBER"):
         prepare("img2dataset", "--shards", "x", "--at-least", "similarity", "--out", tmp_path)
@@ -154,7 +167,7 @@ def test_obelics(tmp_path):
     assert survival["documents"] == 10
     assert survival["dropped"] == {"no image": 1, "damaged record": 1}
     assert survival["images_dropped"] == {"image missing": 3}
-    found = documents(out, Mmc4(shards="", separator="\n\n"))
+    found = documents(out, Sequences(shards=""))
     assert render(found["obelics/0/0"]) == "<image>dax wug<|endofchunk|><image>toma"
     assert found["obelics/1/1"].images == (picture(12), picture(13))
     assert found["obelics/0/3"].parts == ("dax wug", picture(7), "toma")

@@ -15,6 +15,8 @@ from flamingo_jax.data.prepare.runners import by_processes
 from flamingo_jax.errors import UserError
 from tests.data.corpora import write_pairs
 
+from .corpora import write_mmc4
+
 pytestmark = pytest.mark.filterwarnings("default")  # TFDS and Beam are noisy
 
 
@@ -120,3 +122,11 @@ def test_a_directory_that_cannot_be_written(made, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be written"):
         command(made[0], tmp_path / "file/out")
+
+
+def test_the_table_of_the_docs(tmp_path, capsys):
+    shards, images = write_mmc4(tmp_path / "example")
+    flags = ["--shards", shards, "--images", images, "--min-image-bytes", "0"]
+    assert main(["prepare", "mmc4", *flags, "--out", str(tmp_path / "out")]) == 0
+    table = capsys.readouterr().out.split("\nwrote")[0]
+    assert table in (Path(__file__).parents[3] / "docs/preparing.md").read_text()

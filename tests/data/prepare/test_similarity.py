@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from flamingo_jax.clip import load_clip
+from flamingo_jax.data.prepare.retrieval import Pool
 from flamingo_jax.data.prepare.similarity import opened
 from flamingo_jax.data.sources import Mmc4, Pairs
 from flamingo_jax.data.stores import open_store
@@ -98,7 +99,7 @@ def test_documents_are_scored_and_filtered_too(clip_directory, tmp_path):
 
 def test_scores_that_do_not_fit_are_refused(scored, tmp_path):
     folder, scores = scored
-    with pytest.raises(UserError, match=r"is not complete: run .* score"):
+    with pytest.raises(UserError, match=r"no complete output of `score`: run .* score"):
         prepare("filter", "--scores", tmp_path, "--out", tmp_path / "out")
     write_tar(folder / "other.tar", pair_samples(0, 1))
     settings = scores / "settings.json"
@@ -108,3 +109,5 @@ def test_scores_that_do_not_fit_are_refused(scored, tmp_path):
     with pytest.raises(UserError, match="other shards"):
         prepare("filter", "--scores", scores, "--out", tmp_path / "out")
     settings.write_text(before)
+    with pytest.raises(UserError, match="no complete output of `embed`"):
+        Pool(str(scores)).candidates(np.zeros((1, 16), np.float32), "", 1)
