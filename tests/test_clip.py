@@ -161,6 +161,9 @@ def test_wrong_directories_are_refused(both, tmp_path):
     (other / "config.json").write_text(json.dumps(facts))
     with pytest.raises(UserError, match=r"text tower in .* has shape"):
         load_clip(other)
+    torch.save(openclip_state(model) | {"cls_emb": torch.zeros(3)}, tmp_path / "coca.pt")
+    with pytest.raises(UserError, match="tensors unknown in a CLIP: cls_emb"):
+        load_clip(tmp_path / "coca.pt")
 
 
 def test_foreign_preprocessing_and_tokenizers_are_refused(both, tmp_path):

@@ -19,11 +19,16 @@ from flamingo_jax.errors import UserError
 from flamingo_jax.models.clip import ClipConfig, TextConfig
 from flamingo_jax.models.params import Params
 
-# A text tower's tensors, as OpenAI and OpenCLIP, and as transformers names them.
+# A text tower's tensors, as OpenAI and OpenCLIP, and as transformers names them; and the others.
 TEXT_NAMES = {
     "openclip": r"^((transformer|ln_final)\.|(token_embedding\.weight|positional_embedding)$"
     r"|text_projection$)",
     "hf": r"^(text_model|text_projection)\.(?!.*position_ids$)",
+}
+OTHERS = {
+    "openclip": r"^(visual\.|(logit_scale|logit_bias|attn_mask)$"
+    r"|(input_resolution|context_length|vocab_size)$)",
+    "hf": r"^(vision_model|visual_projection)\.|^logit_scale$|\.position_ids$",
 }
 
 
@@ -47,6 +52,7 @@ def _read_text(path: Path, names: VisionNames, quick_gelu: bool) -> tuple[TextCo
     # OpenCLIP's newer models keep the text tower in a module of its own.
     every = {re.sub(r"^(module\.)?(text\.)?", "", n): t for n, t in read_weights(path).items()}
     tensors = {n: t for n, t in every.items() if re.search(TEXT_NAMES[names], n)}
+    unknown = [n for n in every if n not in tensors and not re.search(OTHERS[names], n)]
     projection, table = {
         "openclip": ("text_projection", "token_embedding.weight"),
         "hf": ("text_projection.weight", "text_model.embeddings.token_embedding.weight"),
@@ -56,6 +62,8 @@ def _read_text(path: Path, names: VisionNames, quick_gelu: bool) -> tuple[TextCo
             f"{path} has no CLIP text tower (no {table} or no {projection}): give a whole CLIP, as "
             "CLIPModel.save_pretrained or OpenCLIP writes it, not a vision tower alone"
         )
+    if unknown:
+        raise UserError(f"{path} has tensors unknown in a CLIP: {', '.join(sorted(unknown))}")
     if names == "hf":
         return clip_config.hf_text_config(read_json(path / "config.json")), tensors
     config_file = path / "open_clip_config.json"

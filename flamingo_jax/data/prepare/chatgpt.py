@@ -57,9 +57,15 @@ def write_prompts(template: Path, values: Path, out: Path) -> int:
 
 @dataclass(frozen=True)
 class Reply:
-    """A sequence as it was written: texts, and between each two the description of an image."""
+    """A sequence as it was written: texts, and between each two the description of an image.
+
+    Attributes:
+      key: file and line, which no two replies share.
+      name: what its author calls it.
+    """
 
     key: str
+    name: str
     texts: tuple[str, ...]
     descriptions: tuple[str, ...]
 
@@ -129,7 +135,7 @@ class ChatGpt:
         if len(descriptions) < self.min_images:
             raise DroppedError("too few images described", str(len(descriptions)))
         tally.images += len(descriptions)
-        return Reply(str(values.get("key", key)), texts, descriptions)
+        return Reply(key, str(values.get("key", key)), texts, descriptions)
 
     def _sample(self, reply: Reply, nearest: dict[str, list[Place]], tally: Tally) -> Sample:
         clip = loaded(self.rerank_clip or self.clip, self.batch_size)
@@ -152,8 +158,8 @@ class ChatGpt:
             raise DroppedError("too few similar images", str(len(images)))
         tally.images_kept += len(images)
         image_map = {f"_!_IMAGE{n}_!_": entry for n, entry in enumerate(images, 1)}
-        sequence = {"is_gpt": True, "example": example, "image_map": image_map}
-        return {"key": reply.key.replace(".", "_"), "json": sequence}
+        sequence = {"key": reply.name, "is_gpt": True, "example": example, "image_map": image_map}
+        return {"key": reply.key, "json": sequence}
 
 
 def _entry(chosen: Chosen, description: str) -> dict[str, Any]:

@@ -11,7 +11,11 @@ def prepare(*arguments: str | Path | float) -> dict:
     """The survival counts of a command."""
     assert main(["prepare", *map(str, arguments)]) == 0
     out = arguments[arguments.index("--out") + 1]
-    return json.loads(Path(str(out), "survival.json").read_text())
+    survival = json.loads(Path(str(out), "survival.json").read_text())
+    assert survival["documents"] == survival["kept"] + sum(survival["dropped"].values())
+    lost = sum(survival["images_dropped"].values())
+    assert survival["images"] >= survival["images_kept"] + lost
+    return survival
 
 
 @pytest.fixture(scope="session")

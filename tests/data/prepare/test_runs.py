@@ -1,5 +1,7 @@
 """However shards are made, and however often a run is killed, their bytes are the same."""
 
+import errno
+import itertools
 import os
 import signal
 from dataclasses import dataclass
@@ -65,7 +67,7 @@ def test_a_killed_run_goes_on_with_the_same_bytes(made, tmp_path):
     assert any(name.endswith(".tmp") for name in left)  # what was being written
     finished = {index: job.target(index).stat().st_mtime_ns for index in {0, 1, 3} - {*job.todo()}}
     deadly.unlink()
-    by_processes(job, job.todo(), 2)
+    by_processes(job, job.todo(), 0)
     job.finish()
     found = contents(tmp_path / "out")
     assert found.keys() == expected.keys()
@@ -73,6 +75,24 @@ def test_a_killed_run_goes_on_with_the_same_bytes(made, tmp_path):
     assert differ <= {"settings.json"}  # Dying has a setting more
     for index, time in finished.items():
         assert job.target(index).stat().st_mtime_ns == time
+
+
+@dataclass(frozen=True, kw_only=True)
+class Full(Img2dataset):
+    """Finds the disk full."""
+
+    def samples(self, unit, tally):
+        yield from itertools.islice(super().samples(unit, tally), 3)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_says_what_to_do_and_leaves_nothing(made, tmp_path):
+    preparation = Full(shards=made[0])
+    job = Job(preparation, tmp_path / "out", tuple(preparation.units()))
+    job.begin()
+    with pytest.raises(UserError, match=r"No space left on device; run the same command again"):
+        by_processes(job, job.todo(), 0)
+    assert contents(tmp_path / "out").keys() == {"settings.json"}
 
 
 def test_a_finished_shard_is_not_made_again(made, tmp_path, monkeypatch):
