@@ -12,7 +12,7 @@ from typing import Any
 from flamingo_jax.data.parsers import field
 from flamingo_jax.data.prepare.job import Unit, write_text
 from flamingo_jax.data.prepare.options import REQUIRED, option
-from flamingo_jax.data.prepare.retrieval import Chosen, Place, Pool, rerank
+from flamingo_jax.data.prepare.retrieval import Chosen, Place, Pool, Wanted, rerank
 from flamingo_jax.data.prepare.similarity import loaded
 from flamingo_jax.data.prepare.survival import DroppedError, Tally
 from flamingo_jax.data.prepare.writers import Sample, Tars
@@ -111,15 +111,13 @@ class ChatGpt:
             for number, line in enumerate(file):
                 key = f"{Path(unit.path).stem}/{number}"
                 replies += tally.surviving(key, self._parse, key, line, tally)
-        clip = loaded(self.clip, self.batch_size)
+        clip, pool = loaded(self.clip, self.batch_size), Pool(self.pool)
         texts = list(dict.fromkeys(d for reply in replies for d in reply.descriptions))
-        found = Pool(self.pool).candidates(
-            clip.encode_texts(texts), clip.fingerprint, self.candidates
-        )
+        found = pool.candidates(clip.encode_texts(texts), clip.fingerprint, self.candidates)
         nearest = dict(zip(texts, found, strict=True))
         for reply in replies:
             try:
-                yield self._sample(reply, nearest, tally)
+                yield self._sample(reply, nearest, pool, tally)
             except DroppedError as error:
                 tally.drop(reply.key, error.reason, error.detail)
 
@@ -137,19 +135,26 @@ class ChatGpt:
         tally.images += len(descriptions)
         return Reply(key, str(values.get("key", key)), texts, descriptions)
 
-    def _sample(self, reply: Reply, nearest: dict[str, list[Place]], tally: Tally) -> Sample:
+    def _sample(
+        self, reply: Reply, nearest: dict[str, list[Place]], pool: Pool, tally: Tally
+    ) -> Sample:
+        wanted = [
+            Wanted(nearest[description], description, reply.around(number))
+            for number, description in enumerate(reply.descriptions)
+        ]
         clip = loaded(self.rerank_clip or self.clip, self.batch_size)
         used: set[Place] = set()
         example, images = reply.texts[0], []
-        for number, description in enumerate(reply.descriptions):
-            fresh = [place for place in nearest[description] if place not in used]
-            ranked = rerank(
-                Pool(self.pool), clip, fresh, description, reply.around(number), self.context
+        for number, ranked in enumerate(rerank(pool, clip, wanted, self.context)):
+            description = reply.descriptions[number]
+            fit = (
+                chosen
+                for chosen in ranked
+                if chosen.place not in used and chosen.similarity >= self.min_similarity
             )
-            fit = [chosen for chosen in ranked if chosen.similarity >= self.min_similarity]
-            if fit:
-                used.add(fit[0].place)
-                images.append(_entry(fit[0], description))
+            if best := next(fit, None):
+                used.add(best.place)
+                images.append(_entry(best, description))
                 example += f"_!_IMAGE{len(images)}_!_"
             else:
                 tally.drop_image(f"{reply.key}/{number}", "no similar image", description)

@@ -66,12 +66,14 @@ def main(argv: Sequence[str]) -> int:
 
 
 def make_shards(args: argparse.Namespace) -> int:
+    if args.pipeline and not args.beam:
+        raise UserError(f"{' '.join(args.pipeline)} goes with --beam only")
+    if args.workers < 0:
+        raise UserError(f"--workers is {args.workers}, expected 0 or more")
     preparation = options.build(PREPARATIONS[args.command], args)
     job = Job(preparation, args.out, tuple(preparation.units()))
     job.begin()
     todo = [index for index in job.todo() if in_part(index, args.part)]
-    if args.pipeline and not args.beam:
-        raise UserError(f"{' '.join(args.pipeline)} goes with --beam only")
     if args.beam:
         by_beam(job, todo, args.pipeline)
     else:

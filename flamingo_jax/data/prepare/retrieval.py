@@ -1,6 +1,7 @@
 """Images of a pool by text: nearest by the embeddings that `embed` wrote, then re-ranked."""
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +28,15 @@ class Place(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """What an image is looked for by: its description and the text it stands at."""
+
+    candidates: list[Place]
+    description: str
+    context: str
+
+
+@dataclass(frozen=True)
 class Chosen:
     """An image for a text.
 
@@ -47,6 +57,10 @@ class Pool:
 
     directory: str
 
+    @functools.cached_property
+    def settings(self) -> dict[str, Any]:
+        return made_of(Path(self.directory), "embed")
+
     def candidates(
         self, texts_QP: Float[np.ndarray, "Q P"], fingerprint: str, count: int
     ) -> list[list[Place]]:
@@ -55,17 +69,22 @@ class Pool:
         Raises:
           UserError: the pool was embedded by another CLIP than this one.
         """
-        best = [
-            (np.full((len(part), 0), 0.0, np.float32), np.zeros((len(part), 0, 3), np.int64))
-            for part in _parts(texts_QP)
+        parts = [texts_QP[i : i + QUERIES] for i in range(0, len(texts_QP), QUERIES)]
+        best: list[tuple[np.ndarray, np.ndarray]] = [
+            (np.zeros((len(part), 0), np.float32), np.zeros((len(part), 0, 3), np.int64))
+            for part in parts
         ]
         for vectors_NP, places_N3 in self._shards(fingerprint):
-            for number, part in enumerate(_parts(texts_QP)):
-                scores_QN, places_QN3 = best[number]
-                scores_QN = np.concatenate([scores_QN, part @ vectors_NP.T], axis=1)
-                new = np.broadcast_to(places_N3, (len(part), *places_N3.shape))
-                places_QN3 = np.concatenate([places_QN3, new], axis=1)
-                # Stable, so that equal images come in the order of the pool.
+            for number, part in enumerate(parts):
+                scores_QN = part @ vectors_NP.T
+                if count < scores_QN.shape[1]:  # sorting all would take most of the time
+                    chosen = np.argpartition(-scores_QN, count, axis=1)[:, :count]
+                    chosen.sort(axis=1)
+                else:
+                    chosen = np.broadcast_to(np.arange(scores_QN.shape[1]), scores_QN.shape)
+                scores_QN = np.take_along_axis(scores_QN, chosen, axis=1)
+                scores_QN = np.concatenate([best[number][0], scores_QN], axis=1)
+                places_QN3 = np.concatenate([best[number][1], places_N3[chosen]], axis=1)
                 order = np.argsort(-scores_QN, axis=1, kind="stable")[:, :count]
                 best[number] = (
                     np.take_along_axis(scores_QN, order, axis=1),
@@ -74,9 +93,9 @@ class Pool:
         return [[Place(*map(int, p)) for p in row] for _, places in best for row in places]
 
     def _shards(self, fingerprint: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        inputs = made_of(Path(self.directory), "embed")["inputs"]
-        for shard in range(len(inputs)):
-            path = Path(self.directory) / Embeddings().name(shard, len(inputs))
+        count = len(self.settings["inputs"])
+        for shard in range(count):
+            path = Path(self.directory) / Embeddings().name(shard, count)
             with np.load(path) as arrays:
                 found = str(arrays["fingerprint"])
                 vectors, places = arrays["vectors"].astype(np.float32), arrays["places"]
@@ -90,38 +109,38 @@ class Pool:
 
     def read(self, place: Place) -> tuple[bytes, str]:
         """(encoded image, key of its record). BadRecordError: it cannot be read."""
-        settings = made_of(Path(self.directory), "embed")
-        store = opened(settings["shards"], settings["index_dir"])
+        store = opened(self.settings["shards"], self.settings["index_dir"])
         record = store.record(place.shard, place.record)
         return passages_of(record).images[place.image], record.key
 
 
-def _parts(texts_QP: np.ndarray) -> list[np.ndarray]:
-    return [texts_QP[i : i + QUERIES] for i in range(0, len(texts_QP), QUERIES)]
-
-
-def rerank(
-    pool: Pool,
-    clip: Any,
-    candidates: list[Place],
-    description: str,
-    context: str,
-    share: float,
-) -> list[Chosen]:
-    """Candidates that can be read, best first, by (1 − share) · similarity with the description +
-    share · similarity with the text around the image."""
-    read: list[tuple[Place, bytes, str, np.ndarray]] = []
-    for place in candidates:
+def rerank(pool: Pool, clip: Any, wanted: Sequence[Wanted], share: float) -> list[list[Chosen]]:
+    """For each text its candidates that can be read, best first, by (1 − share) · similarity with
+    the description + share · similarity with the context."""
+    size = clip.config.vision.image_size
+    read: dict[Place, tuple[bytes, str]] = {}
+    pixels: list[np.ndarray] = []
+    for place in dict.fromkeys(place for one in wanted for place in one.candidates):
         try:
             data, key = pool.read(place)
-            read.append((place, data, key, decode_image(data, clip.config.vision.image_size)))
+            pixels.append(decode_image(data, size))
         except BadRecordError:
             continue
-    images = clip.encode_images([pixels for *_, pixels in read])
-    described, around = clip.encode_texts([description, context])
-    similarity = images @ described
-    order = np.argsort(-((1 - share) * similarity + share * images @ around), kind="stable")
-    return [
-        Chosen(place, data, float(similarity[i]), key)
-        for i, (place, data, key, _) in ((i, read[i]) for i in order)
-    ]
+        read[place] = data, key
+    images_NP = clip.encode_images(pixels)
+    rows = {place: row for row, place in enumerate(read)}
+    texts = clip.encode_texts([one.description for one in wanted])
+    contexts = clip.encode_texts([one.context for one in wanted])
+    ranked = []
+    for one, text_P, context_P in zip(wanted, texts, contexts, strict=True):
+        places = [place for place in one.candidates if place in rows]
+        vectors_NP = images_NP[[rows[place] for place in places]]
+        similarity = vectors_NP @ text_P
+        score = (1 - share) * similarity + share * vectors_NP @ context_P
+        ranked.append(
+            [
+                Chosen(places[i], read[places[i]][0], float(similarity[i]), read[places[i]][1])
+                for i in np.argsort(-score, kind="stable")
+            ]
+        )
+    return ranked

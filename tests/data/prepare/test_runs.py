@@ -136,6 +136,8 @@ def test_other_settings_need_another_directory(made, tmp_path):
         command(shards, tmp_path / "out", "--min-side", "3")
     with pytest.raises(UserError, match="goes with --beam only"):
         command(shards, tmp_path / "out", "--", "--runner=DirectRunner")
+    with pytest.raises(UserError, match="--workers is -1"):
+        command(shards, tmp_path / "out", "--workers", "-1")
 
 
 def test_a_directory_that_cannot_be_written(made, tmp_path):
