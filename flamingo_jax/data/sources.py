@@ -100,7 +100,8 @@ class Mmc4(Interleaved):
 
 @dataclass(frozen=True, kw_only=True)
 class Sequences(Interleaved):
-    """Documents as parallel lists of images and texts, such as OBELICS, or people's own data.
+    """Documents as parallel lists of images and texts, such as OBELICS, or people's own data; or
+    stored documents.
 
     One JSON object each: `{"images": ["a.jpg", null], "texts": [null, "a text"]}`, or
     `{"image": "a.jpg", "text": "a caption"}` for a pair. Images are named as files relative to the
@@ -108,16 +109,17 @@ class Sequences(Interleaved):
     """
 
     def parse(self, record: Record) -> Document:
-        values = json_object(record)
-        load = partial(image_bytes, record)
-        if "image" in values:
-            text = values.get("text")
-            return pair(record, load(values["image"]), text if isinstance(text, str) else "")
+        if "image_index" in record.fields:
+            passages = stored_passages(record)
+        else:
+            values = json_object(record)
+            load = partial(image_bytes, record)
+            if "image" in values:
+                text = values.get("text")
+                return pair(record, load(values["image"]), text if isinstance(text, str) else "")
+            passages = sequence_passages(values, load)
         passages = place_images(
-            sequence_passages(values, load),
-            threshold=0.0,
-            max_images=self.max_images,
-            order="sentence",
+            passages, threshold=-1.0, max_images=self.max_images, order="sentence"
         )
         return to_document(record, passages, separator=self.separator)
 

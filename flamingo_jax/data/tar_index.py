@@ -12,10 +12,20 @@ BLOCK = tarfile.BLOCKSIZE
 
 
 def build_tar_index(path: str) -> np.ndarray:
-    """Rows (sample, offset, size, key, extension), one per file, in the order of the tar.
+    """As `scan_tar`, with a warning that tells what is lost."""
+    index, lost = scan_tar(path)
+    if lost:
+        logging.warning("%s is damaged; lost: %s", path, "; ".join(lost))
+    return index
+
+
+def scan_tar(path: str) -> tuple[np.ndarray, list[str]]:
+    """What lies where in a tar, and what in it cannot be read.
+
+    Rows are (sample, offset, size, key, extension), one per file, in the order of the tar.
 
     Neighbours with the same key are one sample; a key ends at the first dot of the file's name.
-    Damage costs what is damaged: the headers after it are found again, and a warning tells how many
+    Damage costs what is damaged: the headers after it are found again, and it is told how many
     bytes belong to no file. (tarfile by itself ends silently at the first damaged header.)
 
     Raises:
@@ -44,20 +54,16 @@ def build_tar_index(path: str) -> np.ndarray:
             lost.append(f"{total - end} bytes at {end}")
     if not rows:
         raise UserError(f"{path} holds no tar member that can be read: is it a tar file?")
-    if lost:
-        logging.warning("%s is damaged; lost: %s", path, "; ".join(lost))
     key_width = max(len(key) for *_, key, _ in rows)
     extension_width = max(1, *(len(extension) for *_, extension in rows))
-    return np.array(
-        rows,
-        [
-            ("sample", "<u4"),
-            ("offset", "<u8"),
-            ("size", "<u8"),
-            ("key", f"S{key_width}"),
-            ("extension", f"S{extension_width}"),
-        ],
-    )
+    columns = [
+        ("sample", "<u4"),
+        ("offset", "<u8"),
+        ("size", "<u8"),
+        ("key", f"S{key_width}"),
+        ("extension", f"S{extension_width}"),
+    ]
+    return np.array(rows, columns), lost
 
 
 def split_name(name: str) -> tuple[str, str]:
