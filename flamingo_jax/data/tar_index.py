@@ -12,21 +12,20 @@ BLOCK = tarfile.BLOCKSIZE
 
 
 def build_tar_index(path: str) -> np.ndarray:
-    """As `scan_tar`, with a warning that tells what is lost."""
-    index, lost = scan_tar(path)
+    """The rows of `scan_tar`; a warning tells of damage."""
+    rows, lost = scan_tar(path)
     if lost:
         logging.warning("%s is damaged; lost: %s", path, "; ".join(lost))
-    return index
+    return rows
 
 
 def scan_tar(path: str) -> tuple[np.ndarray, list[str]]:
-    """What lies where in a tar, and what in it cannot be read.
-
-    Rows are (sample, offset, size, key, extension), one per file, in the order of the tar.
+    """Rows (sample, offset, size, key, extension), one per file, in the order of the tar; and what
+    is lost.
 
     Neighbours with the same key are one sample; a key ends at the first dot of the file's name.
-    Damage costs what is damaged: the headers after it are found again, and it is told how many
-    bytes belong to no file. (tarfile by itself ends silently at the first damaged header.)
+    Damage costs what is damaged: the headers after it are found again, and bytes that belong to no
+    file are lost. (tarfile by itself ends silently at the first damaged header.)
 
     Raises:
       UserError: nothing in the file is a tar member.
