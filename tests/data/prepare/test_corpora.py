@@ -137,7 +137,7 @@ def test_an_img2dataset_tar_that_is_none(tmp_path):
     (tmp_path / "a.tar").write_bytes(b"hello" * 500)
     survival = prepare("img2dataset", "--shards", tmp_path / "a.tar", "--out", tmp_path / "out")
     assert (survival["documents"], survival["files_damaged"]) == (0, 1)
-    assert open_store(str(tmp_path / "out")).sizes.tolist() == [0]
+    assert open_store(str(tmp_path / "out")).sizes.sum() == 0
 
 
 def test_a_damaged_tar_loses_what_is_damaged_and_says_so(tmp_path):
