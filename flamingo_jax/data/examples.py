@@ -74,7 +74,7 @@ class ExampleMaker:
           BadRecordError: an encoded image that cannot be decoded.
         """
         document = self._cut(document)
-        example = self._row(document, render(document) + END_OF_CHUNK + self.tokens.end_of_text)
+        example = self._row(document, self.text(document))
         weights = loss_weights(
             example["tokens"],
             example["segments"] != 0,
@@ -83,6 +83,10 @@ class ExampleMaker:
             end_of_chunk=self.tokens.end_of_chunk,
         )
         return {**example, "weights": weights}
+
+    def text(self, document: Document) -> str:
+        """What a row to train on is made of, before its end is cut."""
+        return render(self._cut(document)) + END_OF_CHUNK + self.tokens.end_of_text
 
     def prompt(self, document: Document) -> Example:
         """A row to be continued: as for training, but without an end and without loss weights.

@@ -35,7 +35,8 @@ def decode_image(
                 file.draft("RGB", (size, size))  # not below it
             see_through = file.mode == "P" and "transparency" in file.info
             image = file.convert("RGBA") if see_through else file  # Pillow warns otherwise
-            return np.asarray(resize_and_crop(image.convert("RGB"), size, decode))
+            image = image if image.mode == "RGB" else image.convert("RGB")
+            return np.asarray(resize_and_crop(image, size, decode))
     except BadRecordError:
         raise
     except UnidentifiedImageError:  # its text has the address of an object
@@ -51,8 +52,11 @@ def resize_and_crop(image: Image.Image, size: int, decode: Decode = "exact") -> 
     resized = size * width // shortest, size * height // shortest
     left, top = (round((side - size) / 2) for side in resized)
     if decode == "exact" and max(resized) <= MAX_ASPECT * size:
-        full = image.resize(resized, Image.Resampling.BICUBIC)
-        return full.crop((left, top, left + size, top + size))
+        # Pillow resizes rows, then columns; columns that the crop drops need no second pass.
+        wide = image.resize((resized[0], height), Image.Resampling.BICUBIC)
+        columns = wide.crop((left, 0, left + size, height))
+        full = columns.resize((size, resized[1]), Image.Resampling.BICUBIC)
+        return full.crop((0, top, size, top + size))
     across, down = width / resized[0], height / resized[1]
     box = (
         left * across,

@@ -5,7 +5,7 @@ records. Grain's index shuffle, a cipher on the integers below n, does the permu
 """
 
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import grain
 import numpy as np
@@ -14,6 +14,8 @@ from jaxtyping import Int64
 from flamingo_jax.errors import UserError
 
 Shuffle = Literal["global", "window", "none"]
+# Below it, the index shuffle takes up to a millisecond per look-up, and a table costs nothing.
+FEW_RECORDS = 4096
 MAX_RECORDS = 2**32 - 1  # what the index shuffle can permute
 Key = tuple[int, ...]
 
@@ -51,7 +53,7 @@ class Order:
         if self._shuffle == "window":
             return self._place_in_window(offset, key, epoch)
         if self._shuffle == "global":
-            offset = _permuted(len(self), (*key, epoch))[offset]
+            offset = int(_permuted(len(self), (*key, epoch))[offset])
         return _locate(self._ends, offset)
 
     def redraw(self, position: int, rng: np.random.Generator) -> int:
@@ -65,7 +67,9 @@ class Order:
         first = window * self._window_shards
         last = min(first + self._window_shards, len(ends))
         start = int(ends[first - 1]) if first else 0
-        permuted = _permuted(int(ends[last - 1]) - start, (*key, epoch, window))[offset - start]
+        permuted = int(
+            _permuted(int(ends[last - 1]) - start, (*key, epoch, window))[offset - start]
+        )
         place, index = _locate(ends, start + permuted)
         return int(shards[place]), index
 
@@ -83,7 +87,10 @@ def _locate(ends: np.ndarray, offset: int) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=256)
-def _permuted(n: int, key: Key) -> grain.MapDataset:
+def _permuted(n: int, key: Key) -> Any:
+    """The permuted numbers below n, by index."""
+    if n <= FEW_RECORDS:
+        return np.random.default_rng(key).permutation(n)
     # Grain adds the epoch to its seed; hashed seeds keep runs from repeating each other's epochs.
     seed = int(np.random.SeedSequence(key).generate_state(1)[0])
     return grain.MapDataset.range(n).shuffle(seed=seed)

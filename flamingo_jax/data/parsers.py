@@ -1,9 +1,6 @@
 """Records of the known corpora → `Passages` → `Document`."""
 
-import base64
-import binascii
-import json
-import os
+import dataclasses
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,6 +10,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from flamingo_jax.data.documents import END_OF_CHUNK, IMAGE, Document
+from flamingo_jax.data.fields import base64_size, decoded, field, from_base64, json_object
 from flamingo_jax.data.records import BadRecordError, Record, RejectedError
 
 ImageOrder = Literal["sentence", "openflamingo"]
@@ -27,14 +25,20 @@ class Passages:
     Attributes:
       texts: what is read.
       image_index: for each text, which image stands before it; −1: none.
-      images: encoded, in the order of the record.
+      images: encoded, in the order of the record; a string is base64, decoded when it is chosen.
       similarity: of each text with its image; None: not known, so nothing is dropped for it.
+      separator: between two texts without an image between them.
+      kind: of the document; a "pair" is one image and its caption.
+      left_out: images of the record that are used no more, as far as they exist, and why.
     """
 
     texts: tuple[str, ...]
     image_index: tuple[int, ...]
-    images: tuple[bytes, ...]
+    images: tuple[bytes | str, ...]
     similarity: tuple[float, ...] | None = None
+    separator: str = ""
+    kind: Literal["pair", "interleaved"] = "interleaved"
+    left_out: tuple[tuple[bytes | str | None, str], ...] = ()
 
     def __post_init__(self) -> None:
         lengths = {len(self.texts), len(self.image_index)}
@@ -44,6 +48,11 @@ class Passages:
         for text in self.texts:
             if not isinstance(text, str):
                 raise BadRecordError(f"a text is {type(text).__name__}, expected str")
+
+    def image(self, index: int) -> bytes:
+        """BadRecordError: its base64 is damaged."""
+        encoded = self.images[index]
+        return encoded if isinstance(encoded, bytes) else from_base64(encoded)
 
 
 def place_images(
@@ -74,11 +83,26 @@ def place_images(
     image_index = [-1] * len(passages.texts)
     for place, image in chosen:
         image_index[place] = image
-    return Passages(passages.texts, tuple(image_index), passages.images)
+    left_out = tuple(
+        (
+            passages.images[image],
+            f"similarity {score:.2f}, below {threshold}"
+            if score < threshold
+            else f"one image more than {max_images}",
+        )
+        for image, score in zip(passages.image_index, scores, strict=True)
+        if image >= 0 and image not in image_index
+    )
+    return dataclasses.replace(
+        passages,
+        image_index=tuple(image_index),
+        similarity=None,
+        left_out=passages.left_out + left_out,
+    )
 
 
-def to_document(record: Record, passages: Passages, *, separator: str) -> Document:
-    """An interleaved document. Texts are joined by `separator`, except around an image, where one
+def to_document(record: Record, passages: Passages) -> Document:
+    """An interleaved document. Texts are joined by the separator, except around an image, where one
     blank is removed as well: tokenizers put blanks at the beginning of words."""
     parts: list[str | bytes] = []
     text = ""
@@ -87,15 +111,25 @@ def to_document(record: Record, passages: Passages, *, separator: str) -> Docume
     ):
         passage = without_marks(passage)
         if image >= 0:
-            parts += [text, passages.images[image]]
+            parts += [text, passages.image(image)]
             text = passage.removeprefix(" ")
         elif parts and not text:
             text = passage
         else:
-            text += separator * (position > 0) + passage
+            text += passages.separator * (position > 0) + passage
     parts.append(text)
     kept = tuple(part for part in parts if part)
     return Document(record.key, kept, "interleaved", record.shard)
+
+
+def to_pair(record: Record, passages: Passages) -> Document:
+    """A captioned image. BadRecordError: no caption, or more than one image or text."""
+    if len(passages.texts) != 1 or len(passages.images) != 1:
+        raise BadRecordError("a pair has one image and one text")
+    caption = without_marks(passages.texts[0]).strip()
+    if not caption:
+        raise BadRecordError("empty caption")
+    return Document(record.key, (passages.image(0), caption), "pair", record.shard)
 
 
 def without_marks(text: str) -> str:
@@ -115,22 +149,28 @@ def pair_passages(record: Record) -> Passages:
         caption = decoded(record.fields["txt"])
     else:
         caption = json_object(record).get("caption") or ""
-    return Passages((caption,), (0,), (images[0],))
+    return Passages((caption,), (0,), (images[0],), kind="pair")
 
 
 def mmc4_passages(record: Mapping[str, Any], min_bytes: int) -> Passages:
-    """A document of MMC4 with its images in base64: each image is assigned to one sentence, such
-    that the sum of similarities is largest. Images of fewer than `min_bytes` bytes are left out.
+    """A document of MMC4 with its images in base64, of which those of fewer than `min_bytes` bytes
+    are left out; see `assigned_passages`.
     """
     encoded = [info.get("image_base64") for info in field(record, "image_info", list)]
-    images = {i: from_base64(text) for i, text in enumerate(encoded) if text}
-    return assigned_passages(
-        record, {i: image for i, image in images.items() if len(image) >= min_bytes}
+    images = {i: text for i, text in enumerate(encoded) if text and base64_size(text) >= min_bytes}
+    passages = assigned_passages(record, images)
+    left_out = tuple(
+        (text or None, f"fewer than {min_bytes} bytes" if text else "not among the data")
+        for i, text in enumerate(encoded)
+        if i not in images
     )
+    return dataclasses.replace(passages, left_out=left_out + passages.left_out)
 
 
-def assigned_passages(record: Mapping[str, Any], images: Mapping[int, bytes]) -> Passages:
-    """A document of MMC4 with these of its images, by their place in `image_info`."""
+def assigned_passages(record: Mapping[str, Any], images: Mapping[int, bytes | str]) -> Passages:
+    """A document of MMC4 with these of its images, by their place in `image_info`: each is assigned
+    to one sentence, such that the sum of similarities is largest.
+    """
     sentences = field(record, "text_list", list)
     rows = list(images)
     if not rows:
@@ -148,7 +188,15 @@ def assigned_passages(record: Mapping[str, Any], images: Mapping[int, bytes]) ->
         image_index[sentence] = int(image)
         similarity[sentence] = float(similarity_IS[image, sentence])
     return Passages(
-        tuple(sentences), tuple(image_index), tuple(images[i] for i in rows), tuple(similarity)
+        tuple(sentences),
+        tuple(image_index),
+        tuple(images.values()),
+        tuple(similarity),
+        left_out=tuple(
+            (image, "no sentence left")
+            for n, image in enumerate(images.values())
+            if n not in assigned[0]
+        ),
     )
 
 
@@ -207,53 +255,3 @@ def stored_passages(record: Record) -> Passages:
         tuple(bytes(image) for image in record.fields["images"]),
         tuple(float(s) for s in similarity) if len(similarity) else None,
     )
-
-
-def image_bytes(record: Record, name: Any) -> bytes:
-    """An image by what a record calls it: one of its fields, or a file beside the record."""
-    if not isinstance(name, str):
-        raise BadRecordError(f"image {name!r} is not named by a string")
-    if name in record.fields:
-        return record.fields[name]
-    path = os.path.normpath(os.path.join(record.root, name))
-    if not record.root or os.path.relpath(path, record.root).startswith(os.pardir):
-        raise BadRecordError(f"image {name!r} is neither a part of the record nor a file beside it")
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError as error:
-        raise BadRecordError(f"image {name!r}: {error.strerror}") from error
-
-
-def json_object(record: Record) -> dict[str, Any]:
-    """The record's JSON. BadRecordError: there is none, or it is no object."""
-    if "json" not in record.fields:
-        raise BadRecordError(f"no json among {sorted(record.fields)}")
-    try:
-        value = json.loads(record.fields["json"])
-    except ValueError as error:
-        raise BadRecordError(f"bad JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise BadRecordError(f"bad JSON: expected an object, found {type(value).__name__}")
-    return value
-
-
-def field(record: Mapping[str, Any], name: str, kind: type) -> Any:
-    value = record.get(name) if isinstance(record, Mapping) else None
-    if not isinstance(value, kind):
-        raise BadRecordError(f"{name} is {type(value).__name__}, expected {kind.__name__}")
-    return value
-
-
-def decoded(text: bytes | str) -> str:
-    try:
-        return text.decode() if isinstance(text, bytes) else text
-    except UnicodeDecodeError as error:
-        raise BadRecordError(f"text is not UTF-8: {error}") from error
-
-
-def from_base64(text: str) -> bytes:
-    try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError, TypeError) as error:
-        raise BadRecordError(f"image is not base64: {error}") from error

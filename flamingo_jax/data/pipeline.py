@@ -15,7 +15,7 @@ from flamingo_jax.data.bad_records import BadRecordLog, Drawn
 from flamingo_jax.data.digits import DigitDocuments, DigitPairs
 from flamingo_jax.data.examples import ExampleMaker
 from flamingo_jax.data.order import Order
-from flamingo_jax.data.sources import Corpus, Mmc4, Pairs, Sequences
+from flamingo_jax.data.sources import Captions, Corpus, Mmc4, Pairs, Sequences
 from flamingo_jax.data.stores import open_store
 from flamingo_jax.data.streams import Records, Stream, StreamConfig
 from flamingo_jax.data.tokenizer import TextTokens
@@ -29,6 +29,7 @@ SOURCES: dict[str, type] = {
     "pairs": Pairs,
     "mmc4": Mmc4,
     "sequences": Sequences,
+    "captions": Captions,
 }
 Batches = dict[str, dict[str, np.ndarray]]  # stream → images, tokens, segments, weights
 

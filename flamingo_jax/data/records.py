@@ -14,12 +14,14 @@ class Record:
       key: what it is called there.
       fields: its parts by name: a tar's files by extension, a JSON line's or a dataset's entries.
       root: the directory that relative file names in the fields start from.
+      epoch: how many times the records have been gone through before.
     """
 
     shard: str
     key: str
     fields: Mapping[str, Any]
     root: str = ""
+    epoch: int = 0
 
 
 class BadRecordError(Exception):

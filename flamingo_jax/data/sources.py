@@ -1,23 +1,22 @@
 """The corpora a stream can read. Their fields are config keys: `streams.NAME.options`."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from flamingo_jax.data.documents import Document
+from flamingo_jax.data.fields import decoded, feature, image_bytes, json_object
 from flamingo_jax.data.parsers import (
     ImageOrder,
     Passages,
     gpt_passages,
-    image_bytes,
-    json_object,
     mmc4_passages,
     pair_passages,
     place_images,
     sequence_passages,
     stored_passages,
     to_document,
-    without_marks,
+    to_pair,
 )
 from flamingo_jax.data.records import BadRecordError, Record
 
@@ -35,20 +34,50 @@ class Corpus(ABC):
     index_dir: str = ""
 
     @abstractmethod
+    def passages(self, record: Record) -> Passages:
+        """All that a record holds. BadRecordError: it is damaged or empty."""
+
+    def placed(self, passages: Passages) -> Passages:
+        """What is used of it. RejectedError: nothing."""
+        return passages
+
     def parse(self, record: Record) -> Document:
         """The document of a record; see `streams.Parser`."""
+        passages = self.passages(record)
+        if passages.kind == "pair":
+            return to_pair(record, passages)
+        return to_document(record, self.placed(passages))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pairs(Corpus):
     """Image–caption pairs as img2dataset writes them, such as LAION; or stored ones."""
 
-    def parse(self, record: Record) -> Document:
-        stored = "image_index" in record.fields
-        passages = stored_passages(record) if stored else pair_passages(record)
-        if len(passages.texts) != 1 or len(passages.images) != 1:
-            raise BadRecordError("a pair has one image and one text")
-        return pair(record, passages.images[0], passages.texts[0])
+    def passages(self, record: Record) -> Passages:
+        if "image_index" in record.fields:
+            return replace(stored_passages(record), kind="pair")
+        return pair_passages(record)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Captions(Corpus):
+    """Captioned images of any TFDS dataset; the defaults are those of `coco_captions`.
+
+    Attributes:
+      image: the feature that holds the image.
+      text: the feature that holds its text, or several, of which every epoch shows the next one.
+    """
+
+    image: str = "image"
+    text: str = "captions/text"
+
+    def passages(self, record: Record) -> Passages:
+        image, text = (feature(record.fields, path) for path in (self.image, self.text))
+        if not isinstance(text, (str, bytes)):
+            text = text[record.epoch % len(text)] if len(text) else ""
+        if not isinstance(image, bytes):
+            raise BadRecordError(f"feature {self.image!r} is {type(image).__name__}, not an image")
+        return Passages((decoded(text),), (0,), (image,), kind="pair")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,23 +108,21 @@ class Mmc4(Interleaved):
     min_image_bytes: int = 11_000
     image_order: ImageOrder = "sentence"
 
-    def parse(self, record: Record) -> Document:
-        passages, separator = self._passages(record)
-        passages = place_images(
+    def passages(self, record: Record) -> Passages:
+        if "image_index" in record.fields:
+            return replace(stored_passages(record), separator=self.separator)
+        values = json_object(record)
+        if "is_gpt" in values or "image_map" in values:
+            return gpt_passages(values, self.image_order)
+        return replace(mmc4_passages(values, self.min_image_bytes), separator=self.separator)
+
+    def placed(self, passages: Passages) -> Passages:
+        return place_images(
             passages,
             threshold=self.similarity_threshold,
             max_images=self.max_images,
             order=self.image_order,
         )
-        return to_document(record, passages, separator=separator)
-
-    def _passages(self, record: Record) -> tuple[Passages, str]:
-        if "image_index" in record.fields:
-            return stored_passages(record), self.separator
-        values = json_object(record)
-        if "is_gpt" in values or "image_map" in values:
-            return gpt_passages(values, self.image_order), ""
-        return mmc4_passages(values, self.min_image_bytes), self.separator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,25 +135,16 @@ class Sequences(Interleaved):
     .jsonl file, or as parts of the tar's sample ("0.jpg").
     """
 
-    def parse(self, record: Record) -> Document:
+    def passages(self, record: Record) -> Passages:
         if "image_index" in record.fields:
-            passages = stored_passages(record)
-        else:
-            values = json_object(record)
-            load = partial(image_bytes, record)
-            if "image" in values:
-                text = values.get("text")
-                return pair(record, load(values["image"]), text if isinstance(text, str) else "")
-            passages = sequence_passages(values, load)
-        passages = place_images(
-            passages, threshold=-1.0, max_images=self.max_images, order="sentence"
-        )
-        return to_document(record, passages, separator=self.separator)
+            return replace(stored_passages(record), separator=self.separator)
+        values = json_object(record)
+        load = partial(image_bytes, record)
+        if "image" in values:
+            text = values.get("text")
+            caption = text if isinstance(text, str) else ""
+            return Passages((caption,), (0,), (load(values["image"]),), kind="pair")
+        return replace(sequence_passages(values, load), separator=self.separator)
 
-
-def pair(record: Record, image: bytes, text: str) -> Document:
-    """A captioned image. BadRecordError: no caption."""
-    caption = without_marks(text).strip()
-    if not caption:
-        raise BadRecordError("empty caption")
-    return Document(record.key, (image, caption), "pair", record.shard)
+    def placed(self, passages: Passages) -> Passages:
+        return place_images(passages, threshold=0.0, max_images=self.max_images, order="sentence")

@@ -15,6 +15,7 @@ from jaxtyping import Int64
 from flamingo_jax.data.cached_index import load_index
 from flamingo_jax.data.records import BadRecordError, Record
 from flamingo_jax.data.tar_index import build_tar_index
+from flamingo_jax.data.tfds_store import PREFIX, TfdsDirectory, TfdsName, TfdsStore
 from flamingo_jax.errors import UserError
 
 MAX_OPEN = 64  # shards held open by one process
@@ -64,16 +65,19 @@ def open_store(shards: str, index_dir: str = "") -> Store:
     """The records that `shards` names.
 
     Args:
-      shards: tars or .jsonl files as a pattern (see `expand`), a directory of .jsonl files, or a
-        directory written by TensorFlow Datasets, with `directory:SPLIT` for a split but "train".
+      shards: tars or .jsonl files as a pattern (see `expand`), a directory of .jsonl files, a
+        directory written by TensorFlow Datasets, with `directory:SPLIT` for a split but "train", or
+        one of its datasets by name (see `tfds_store.TfdsName`).
       index_dir: where the indices of tars and .jsonl files are kept; by default beside them.
 
     Raises:
       UserError: nothing there, files of a kind that is not known, or an empty file.
     """
+    if shards.startswith(PREFIX):
+        return TfdsStore(TfdsName.parse(shards))
     directory, _, split = shards.partition(":")
     if (Path(directory) / "features.json").is_file():
-        return TfdsStore(directory, split or "train")
+        return TfdsStore(TfdsDirectory(directory, split or "train"))
     if Path(shards).is_dir():
         shards = f"{glob.escape(shards)}/*.jsonl"
     paths = expand(shards)
@@ -84,7 +88,7 @@ def open_store(shards: str, index_dir: str = "") -> Store:
         return JsonLinesStore(paths, index_dir)
     raise UserError(
         f"{shards!r} names files that end in {', '.join(sorted(endings))}; expected .tar, .jsonl, "
-        "a directory of .jsonl files, or a TFDS directory with its features.json"
+        "a directory of .jsonl files, a TFDS directory with its features.json, or tfds:NAME"
     )
 
 
@@ -170,42 +174,6 @@ def _line_starts(path: str) -> np.ndarray:
     if not starts:
         raise UserError(f"{path} has no lines: remove it, or write one JSON object per line")
     return np.array([*starts, position], np.int64)
-
-
-class TfdsStore:
-    """A dataset in TensorFlow Datasets' format, files of type ArrayRecord."""
-
-    def __init__(self, directory: str, split: str):
-        import tensorflow_datasets as tfds
-
-        self.directory, self.split = directory, split
-        self._source: Any = None
-        info = tfds.builder_from_directory(directory).info
-        if split not in info.splits:
-            raise UserError(f"{directory} has no split {split!r}, but: {', '.join(info.splits)}")
-        self.paths = [str(path) for path in info.splits[split].filepaths]
-        self.sizes = np.array(info.splits[split].shard_lengths, np.int64)
-        self._starts = np.cumsum(self.sizes) - self.sizes
-
-    def record(self, shard: int, index: int) -> Record:
-        if self._source is None:
-            import tensorflow_datasets as tfds
-
-            builder = tfds.builder_from_directory(self.directory)
-            self._source = builder.as_data_source(split=self.split)
-        try:
-            fields = self._source[int(self._starts[shard]) + index]
-        except Exception as error:  # ArrayRecord and the decoder of features raise many kinds
-            raise BadRecordError(f"unreadable: {error}") from error
-        key = fields.get("key", index)
-        return Record(self.paths[shard], _text(key), fields)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_source": None}
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def _read(descriptor: int, offset: int, size: int) -> bytes:

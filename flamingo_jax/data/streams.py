@@ -1,5 +1,8 @@
 """One stream: a source, the shape of its examples, and how bad records are replaced."""
 
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -53,7 +56,7 @@ class StreamConfig:
       single_image_share: of documents with one image, this share is kept; OpenFlamingo's is 0.5.
     """
 
-    source: Literal["digits_pairs", "digits_documents", "pairs", "mmc4", "sequences"]
+    source: Literal["digits_pairs", "digits_documents", "pairs", "mmc4", "sequences", "captions"]
     options: dict[str, Any] = field(default_factory=dict)
     batch_size: int
     weight: float = 1.0
@@ -86,21 +89,33 @@ class Records:
     order: Order
     parser: Parser
 
-    def document(self, position: int, key: Key) -> Document:
-        """BadRecordError, RejectedError: see `Parser`."""
+    def record(self, position: int, key: Key) -> Record:
+        """BadRecordError: it cannot be read."""
         shard, index = self.order.place(position, key)
         try:
             record = self.store.record(shard, index)
         except BadRecordError as error:
             raise error.at(self.store.paths[shard], f"record {index}") from None
-        try:
+        return dataclasses.replace(record, epoch=position // len(self.order))
+
+    def document(self, position: int, key: Key) -> Document:
+        """BadRecordError, RejectedError: see `Parser`."""
+        record = self.record(position, key)
+        with blaming(record):
             return self.parser.parse(record)
-        except BadRecordError as error:
-            raise error.at(record.shard, record.key) from None
-        except (AttributeError, LookupError, TypeError, ValueError) as error:
-            # JSON of other people: anything may stand where a string or a number is expected.
-            reason = f"unexpected content: {type(error).__name__}: {error}"
-            raise BadRecordError(reason).at(record.shard, record.key) from error
+
+
+@contextmanager
+def blaming(record: Record) -> Iterator[None]:
+    """Whatever a parser raises on a record's content becomes a BadRecordError that names it."""
+    try:
+        yield
+    except BadRecordError as error:
+        raise error.at(record.shard, record.key) from None
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        # JSON of other people: anything may stand where a string or a number is expected.
+        reason = f"unexpected content: {type(error).__name__}: {error}"
+        raise BadRecordError(reason).at(record.shard, record.key) from error
 
 
 @dataclass(frozen=True)
@@ -152,7 +167,7 @@ class Stream:
             try:
                 document = self._document(position, attempt, key, rng)
                 try:
-                    return document, self._example(document, rng)
+                    return document, self.example(document, rng)
                 except BadRecordError as error:
                     raise error.at(document.shard, document.key) from None
             except RejectedError as error:
@@ -177,8 +192,8 @@ class Stream:
             position = self.source.order.redraw(position, rng)
         return self.source.document(position, key)
 
-    def _example(self, document: Document, rng: np.random.Generator) -> Example:
-        """RejectedError: too few images are left in the row, or nothing to learn."""
+    def example(self, document: Document, rng: np.random.Generator) -> Example:
+        """The document's row. RejectedError: too few images are left in it, or nothing to learn."""
         example = self.make_example(document)
         marks = int((example["tokens"] == self.make_example.tokens.image).sum())
         if marks < self.config.min_images:

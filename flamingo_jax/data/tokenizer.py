@@ -30,12 +30,13 @@ class TextTokens:
         return token
 
 
-def load_tokenizer(name: str, vocab_size: int) -> TextTokens:
+def load_tokenizer(name: str, vocab_size: int | None) -> TextTokens:
     """The tokenizer of a run, with Flamingo's two tokens at its end.
 
     Args:
       name: "digits" for the embedded data, or the path of a `tokenizer.json`.
       vocab_size: rows of the language model's own embedding; `<|endofchunk|>` and `<image>` follow.
+        None: there is no model that they must fit.
 
     Raises:
       UserError: no such file, or the ids do not fit the model.
@@ -53,6 +54,7 @@ def load_tokenizer(name: str, vocab_size: int) -> TextTokens:
         [AddedToken(token, special=True, normalized=False) for token in (END_OF_CHUNK, IMAGE)]
     )
     ids = tokenizer.token_to_id(END_OF_CHUNK), tokenizer.token_to_id(IMAGE)
+    vocab_size = ids[0] or 0 if vocab_size is None else vocab_size
     if ids != (vocab_size, vocab_size + 1):
         raise UserError(
             f"tokenizer {name!r} gives {END_OF_CHUNK} and {IMAGE} the ids {ids}, but with "

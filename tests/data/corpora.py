@@ -100,6 +100,36 @@ def odd_pairs() -> dict[str, dict[str, bytes]]:
     return {f"odd{name}": {"jpg": data, "txt": b"dax"} for name, data in pictures.items()}
 
 
+def write_tfds(
+    directory: Path, features: dict, shards: list[list[dict]], name: str = "data"
+) -> str:
+    """A dataset in TFDS format, split "train", without TensorFlow."""
+    import tensorflow_datasets as tfds
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    features = tfds.features.FeaturesDict(features)
+    directory.mkdir(parents=True)
+    for number, shard in enumerate(shards):
+        path = directory / f"{name}-train.array_record-{number:05d}-of-{len(shards):05d}"
+        writer = ArrayRecordWriter(str(path), "group_size:1,uncompressed")
+        for record in shard:
+            writer.write(features.serialize_example(features.encode_example(record)))
+        writer.close()
+    template = tfds.core.ShardedFileTemplate(
+        data_dir=directory, dataset_name=name, split="train", filetype_suffix="array_record"
+    )
+    split = tfds.core.SplitInfo(
+        name="train",
+        shard_lengths=[len(shard) for shard in shards],
+        num_bytes=0,
+        filename_template=template,
+    )
+    tfds.folder_dataset.write_metadata(
+        data_dir=directory, features=features, split_infos=[split], check_data=False
+    )
+    return str(directory)
+
+
 def bomb() -> bytes:
     """A PNG of a few bytes that says it has 10⁹ pixels."""
     header = struct.pack(">IIBBBBB", 40_000, 25_000, 8, 2, 0, 0, 0)

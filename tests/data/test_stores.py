@@ -5,7 +5,6 @@ import re
 import tarfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from flamingo_jax.data import stores
@@ -157,65 +156,3 @@ def test_a_directory_of_json_lines(tmp_path):
     (tmp_path / "c.jsonl").touch()
     with pytest.raises(UserError, match=r"c\.jsonl has no lines"):
         open_store(str(tmp_path))
-
-
-def write_tfds(directory: Path, stored: list[dict]) -> str:
-    """The project's stored form in TFDS format, two shards, without TensorFlow."""
-    import tensorflow_datasets as tfds
-    from array_record.python.array_record_module import ArrayRecordWriter
-
-    features = tfds.features.FeaturesDict(
-        {
-            "key": tfds.features.Text(),
-            "text": tfds.features.Sequence(tfds.features.Text()),
-            "image_index": tfds.features.Sequence(np.int32),
-            "images": tfds.features.Sequence(tfds.features.Text()),
-            "sim": tfds.features.Sequence(np.float32),
-        }
-    )
-    directory.mkdir()
-    half = len(stored) // 2
-    for shard, part in enumerate((stored[:half], stored[half:])):
-        path = directory / f"data-train.array_record-{shard:05d}-of-00002"
-        writer = ArrayRecordWriter(str(path), "group_size:1,uncompressed")
-        for record in part:
-            writer.write(features.serialize_example(features.encode_example(record)))
-        writer.close()
-    template = tfds.core.ShardedFileTemplate(
-        data_dir=directory, dataset_name="data", split="train", filetype_suffix="array_record"
-    )
-    split = tfds.core.SplitInfo(
-        name="train",
-        shard_lengths=[half, len(stored) - half],
-        num_bytes=0,
-        filename_template=template,
-    )
-    tfds.folder_dataset.write_metadata(
-        data_dir=directory, features=features, split_infos=[split], check_data=False
-    )
-    return str(directory)
-
-
-@pytest.mark.filterwarnings("default")  # TFDS is noisy
-def test_tfds_array_records(tmp_path):
-    stored = [
-        {
-            "key": f"doc-{n}",
-            "text": ["dax", "wug"],
-            "image_index": [-1, 0],
-            "images": [b"\xff\xd8" + bytes([n])],
-            "sim": [0.0, 0.3],
-        }
-        for n in range(5)
-    ]
-    directory = write_tfds(tmp_path / "data", stored)
-    store = pickle.loads(pickle.dumps(open_store(directory)))
-    assert store.sizes.tolist() == [2, 3]
-    found = records(store)
-    assert [record.key for record in found] == [f"doc-{n}" for n in range(5)]
-    assert [bytes(record.fields["images"][0]) for record in found] == [
-        record["images"][0] for record in stored
-    ]
-    assert Path(found[-1].shard).name == "data-train.array_record-00001-of-00002"
-    with pytest.raises(UserError, match="no split 'test', but: train"):
-        open_store(f"{directory}:test")

@@ -9,7 +9,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from flamingo_jax.data.parsers import field
+from flamingo_jax.data.fields import field
 from flamingo_jax.data.prepare.job import Unit, write_text
 from flamingo_jax.data.prepare.options import REQUIRED, option
 from flamingo_jax.data.prepare.retrieval import Chosen, Place, Pool, Wanted, rerank

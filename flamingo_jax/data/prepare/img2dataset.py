@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from flamingo_jax.data.parsers import json_object, pair_passages
+from flamingo_jax.data.fields import json_object
+from flamingo_jax.data.parsers import pair_passages
 from flamingo_jax.data.prepare.images import ImageLimits
 from flamingo_jax.data.prepare.job import Unit
 from flamingo_jax.data.prepare.options import REQUIRED, option
@@ -58,7 +59,7 @@ class Img2dataset(ImageLimits):
 
     def _sample(self, record: Record, seen: set[bytes], tally: Tally) -> Sample:
         passages = pair_passages(record)
-        caption, image = passages.texts[0], passages.images[0]
+        caption, image = passages.texts[0], passages.image(0)
         if not isinstance(caption, str) or not caption.strip():
             raise DroppedError("no caption")
         words = len(caption.split())

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from flamingo_jax.data.parsers import assigned_passages, field
+from flamingo_jax.data.fields import field
+from flamingo_jax.data.parsers import assigned_passages
 from flamingo_jax.data.prepare.documents import DocumentLimits
 from flamingo_jax.data.prepare.images import ImageLimits, read_image
 from flamingo_jax.data.prepare.job import Unit

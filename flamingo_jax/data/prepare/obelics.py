@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flamingo_jax.data.parsers import field, sequence_passages
+from flamingo_jax.data.fields import field
+from flamingo_jax.data.parsers import sequence_passages
 from flamingo_jax.data.prepare.documents import DocumentLimits
 from flamingo_jax.data.prepare.images import ImageLimits, read_image
 from flamingo_jax.data.prepare.job import Unit, need

@@ -111,7 +111,7 @@ class Pool:
         """(encoded image, key of its record). BadRecordError: it cannot be read."""
         store = opened(self.settings["shards"], self.settings["index_dir"])
         record = store.record(place.shard, place.record)
-        return passages_of(record).images[place.image], record.key
+        return passages_of(record).image(place.image), record.key
 
 
 def rerank(pool: Pool, clip: Any, wanted: Sequence[Wanted], share: float) -> list[list[Chosen]]:

@@ -86,7 +86,7 @@ def _pictured(index: int, record: Record, size: int, tally: Tally) -> Pictured:
     passages = passages_of(record)
     places = tuple(p for p, image in enumerate(passages.image_index) if image >= 0)
     images = tuple(passages.image_index[place] for place in places)
-    pixels = {i: decode_image(passages.images[i], size) for i in set(images)}
+    pixels = {i: decode_image(passages.image(i), size) for i in set(images)}
     tally.images += len(pixels)
     tally.images_kept += len(pixels)
     texts = tuple(passages.texts[place] for place in places)

@@ -41,7 +41,7 @@ def stored(key: str, passages: Passages) -> Sample:
         "key": key,
         "text": list(passages.texts),
         "image_index": [places.get(index, -1) for index in passages.image_index],
-        "images": [passages.images[image] for image in places],
+        "images": [passages.image(image) for image in places],
         "sim": [
             s if i >= 0 else 0.0 for s, i in zip(similarity, passages.image_index, strict=False)
         ],

@@ -4,6 +4,7 @@ import errno
 import itertools
 import os
 import signal
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,6 +116,12 @@ def test_beam_makes_the_same_bytes(made, tmp_path):
     flags = ("--beam", "--", "--runner=DirectRunner", "--direct_num_workers=1")
     assert command(shards, tmp_path / "out", *flags) == 0
     assert contents(tmp_path / "out") == expected
+
+
+def test_without_beam_the_extra_is_named(made, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "apache_beam", None)
+    with pytest.raises(UserError, match=r"flamingo-jax\[beam\]"):
+        command(made[0], tmp_path / "out", "--beam")
 
 
 def test_parts_of_a_job_array(made, tmp_path, capsys):

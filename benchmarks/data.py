@@ -1,0 +1,210 @@
+"""The data pipeline beside a plain webdataset pipeline that does the original's work.
+
+Both read the same made tars of MMC4 documents with the same number of worker processes, and end in
+the same float arrays: normalised pixels, tokens, mask. Processor time is user and system time of
+all processes of a pipeline, between two batches of its steady state.
+
+    python -m benchmarks.data --json results.json
+"""
+
+import argparse
+import gc
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.data_corpus import write_corpus, write_tokenizer
+from benchmarks.process_tree import cpu_seconds, descendants, resident_bytes
+
+BATCH_SIZE = 8
+WARM = 6  # batches before the clock starts
+MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32) * 255
+STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32) * 255
+Batch = tuple[np.ndarray, np.ndarray, np.ndarray]  # images (B, T, 3, H, W), tokens (B, L), mask
+
+
+def our_batches(
+    shards: str, tokenizer: str, vocab: int, decode: str, workers: int, *, once: bool = False
+) -> Iterator[Batch]:
+    from flamingo_jax.data.pipeline import StepSource, StreamConfig, batches, make_streams
+    from flamingo_jax.data.tokenizer import load_tokenizer
+
+    config = StreamConfig(
+        source="mmc4",
+        options={"shards": shards, "image_order": "openflamingo"},
+        batch_size=BATCH_SIZE,
+        text_length=256,
+        num_images=6,
+        decode=decode,
+        shuffle="none" if once else "global",
+    )
+    streams = make_streams({"mmc4": config}, load_tokenizer(tokenizer, vocab), 224)
+    steps = len(streams["mmc4"].source.order) // BATCH_SIZE if once else 10**6
+    for batch in batches(StepSource(streams, 0, steps), 0, workers=workers, prefetch=2):
+        rows = batch["mmc4"]
+        # On an accelerator this happens there.
+        pixels = rows["images"][:, :, 0]
+        images = np.zeros(pixels.shape, np.float32)
+        shown = np.arange(6) < (rows["tokens"] == vocab + 1).sum(axis=1)[:, None]
+        images[shown] = (pixels[shown] - MEAN) / STD
+        yield images.transpose(0, 1, 4, 2, 3), rows["tokens"], rows["segments"]
+
+
+def opened(pipeline: str, setting: dict[str, Any], **options: Any) -> Iterator[Batch]:
+    if pipeline == "peer":
+        from benchmarks.data_peer import peer_batches
+        from flamingo_jax.data.stores import expand
+
+        shards = expand(setting["shards"])
+        return peer_batches(shards, setting["tokenizer"], BATCH_SIZE, **options)
+    return our_batches(**{**setting, **options})
+
+
+def measure(pipeline: str, setting: dict[str, Any], workers: int, count: int, results: Any) -> None:
+    """Of one pipeline, in a process of its own: seconds of processors per document, and bytes."""
+    started = time.perf_counter()
+    reader = opened(pipeline, setting, workers=workers)
+    next(reader)
+    first_batch = time.perf_counter() - started
+    for _ in range(WARM):
+        next(reader)
+    start = cpu_seconds(os.getpid())
+    for _ in range(count):
+        next(reader)
+    used = cpu_seconds(os.getpid()) - start
+    memory = []
+    for _ in range(4):
+        memory.append(resident_bytes(os.getpid()))
+        next(reader)
+    results.put((used / (count * BATCH_SIZE), max(memory), first_batch))
+    results.close()
+    results.join_thread()
+    if pipeline == "peer":  # torch's loader complains when it is left before its end
+        for worker in descendants(os.getpid())[1:]:
+            os.kill(worker, signal.SIGKILL)
+        os._exit(0)
+    reader.close()
+    del reader
+    gc.collect()  # shared memory is freed with the last batch
+
+
+def in_own_process(*args: Any) -> Any:
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    process = context.Process(target=measure, args=(*args, results))
+    process.start()
+    measured = results.get(timeout=600)
+    process.join()
+    return measured
+
+
+def compare(setting: dict[str, Any], workers: int, count: int, rounds: int) -> dict[str, float]:
+    """Both pipelines by turns."""
+    taken: dict[str, list] = {"ours": [], "peer": []}
+    for _ in range(rounds):
+        for pipeline, found in taken.items():
+            found.append(in_own_process(pipeline, setting, workers, count))
+    figures = {}
+    for pipeline, found in taken.items():
+        seconds, memory, first = (np.array(column) for column in zip(*found, strict=True))
+        figures[f"{pipeline}_docs_per_cpu_second"] = 1 / seconds.mean()
+        figures[f"{pipeline}_memory_mb"] = memory.max() / 1e6
+        figures[f"{pipeline}_seconds_to_first_batch"] = first.mean()
+    figures["ratio_docs_per_cpu_second"] = (
+        figures["ours_docs_per_cpu_second"] / figures["peer_docs_per_cpu_second"]
+    )
+    figures["ratio_memory"] = figures["ours_memory_mb"] / figures["peer_memory_mb"]
+    return figures
+
+
+def check_same(setting: dict[str, Any]) -> dict[str, float]:
+    """Tokens, masks and pixels of one pass. AssertionError: tokens, masks or rows differ, or pixels
+    by more than the decoding says: "exact" rounding only, "fast" a mean of 1 of 255."""
+    passes = [opened(name, setting, workers=0, once=True) for name in ("ours", "peer")]
+    worst = total = pixels = 0.0
+    for ours, peer in zip(*passes, strict=False):
+        peer_mask = peer[2] != 0
+        np.testing.assert_array_equal(ours[2] != 0, peer_mask)
+        np.testing.assert_array_equal(ours[1][peer_mask], peer[1][peer_mask])
+        # The original keeps images whose mark the end of the row cut off.
+        marked = np.arange(6) < (ours[1] == setting["vocab"] + 1).sum(axis=1)[:, None]
+        difference = np.abs(ours[0][marked] - peer[0][marked])
+        worst = max(worst, float(difference.max()))
+        total, pixels = total + float(difference.sum(dtype=np.float64)), pixels + difference.size
+    levels = 255 * 0.27  # of a unit of normalised pixels
+    mean = total / pixels * levels
+    assert (worst * levels < 0.01) if setting["decode"] == "exact" else (mean < 1), (worst, mean)
+    return {"mean_pixel_difference": mean, "largest_pixel_difference": worst * levels}
+
+
+def index_start_up(directory: Path, shards: int) -> dict[str, float]:
+    """Seconds to open shards whose index exists: links to one of a thousand samples."""
+    import io
+    import tarfile
+
+    from flamingo_jax.data.cached_index import index_path
+    from flamingo_jax.data.stores import open_store
+
+    directory.mkdir()
+    first = directory / "000000.tar"
+    with tarfile.open(first, "w") as tar:
+        for number in range(1000):
+            for extension in ("jpg", "json", "txt"):
+                info = tarfile.TarInfo(f"{number:09d}.{extension}")
+                info.size = 1
+                tar.addfile(info, io.BytesIO(b"x"))
+    open_store(str(first))
+    for number in range(1, shards):
+        path = directory / f"{number:06d}.tar"
+        path.hardlink_to(first)
+        index_path(str(path), "").hardlink_to(index_path(str(first), ""))
+    started = time.perf_counter()
+    store = open_store(f"{directory}/{{000000..{shards - 1:06d}}}.tar")
+    seconds = time.perf_counter() - started
+    assert store.sizes.sum() == 1000 * shards
+    return {"start_up_seconds_10000_shards": seconds * 10_000 / shards}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path, help="where the figures are written")
+    parser.add_argument("--size", type=int, default=1, help="multiplies the documents measured")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=2)
+    args = parser.parse_args()
+    figures: dict[str, Any] = {"workers": args.workers, "documents": args.size * 25 * BATCH_SIZE}
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        tokenizer = directory / "tokenizer.json"
+        vocab = write_tokenizer(tokenizer)
+        figures |= index_start_up(directory / "links", 10_000)
+        for suffix, decode, size in (
+            ("", "exact", (640, 480)),
+            ("_fast_1024", "fast", (1024, 768)),
+        ):
+            shards = write_corpus(directory / f"{size[0]}", 200 * args.size, *size)
+            setting = {
+                "shards": shards, "tokenizer": str(tokenizer), "vocab": vocab, "decode": decode,
+            }  # fmt: skip
+            found = check_same(setting)
+            found |= compare(setting, args.workers, 25 * args.size, args.rounds)
+            figures |= {key + suffix: value for key, value in found.items()}
+    text = json.dumps(
+        {k: round(v, 4) if isinstance(v, float) else v for k, v in figures.items()}, indent=2
+    )
+    print(text)
+    if args.json:
+        args.json.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
