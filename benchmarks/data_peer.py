@@ -94,15 +94,15 @@ class Preprocess:
 
 
 def peer_batches(
-    shards: list[str], tokenizer: str, batch_size: int, workers: int, *, once: bool = False
+    shards: list[str], tokenizer: str, batch_size: int, workers: int, *, limit: int | None
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Batches of images, tokens and masks, without end; `once`: one pass, in order."""
+    """Batches of images, tokens and masks: `limit` of them, shuffled; None: one pass, in order."""
     torch.set_num_threads(1)
-    dataset = wds.WebDataset(shards, resampled=not once, shardshuffle=False)
-    dataset = dataset if once else dataset.shuffle(SHUFFLE)
-    dataset = dataset.to_tuple("json").map(
-        Preprocess(tokenizer, 0.24), handler=wds.warn_and_continue
-    )
-    loader = wds.WebLoader(dataset.batched(batch_size), batch_size=None, num_workers=workers)
-    for batch in loader:
+    dataset = wds.WebDataset(shards, resampled=limit is not None, shardshuffle=False)
+    dataset = dataset.shuffle(SHUFFLE) if limit else dataset
+    preprocess = Preprocess(tokenizer, 0.24)
+    dataset = dataset.to_tuple("json").map(preprocess, handler=wds.warn_and_continue)
+    dataset = dataset.batched(batch_size)
+    dataset = dataset.with_epoch(-(-limit // workers)) if limit else dataset
+    for batch in wds.WebLoader(dataset, batch_size=None, num_workers=workers):
         yield tuple(torch.as_tensor(part).numpy() for part in batch)

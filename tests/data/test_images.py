@@ -4,6 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from flamingo_jax.data import images
@@ -35,6 +37,16 @@ def test_pixels_are_the_originals(which):
     got = decode_image(encoded(golden[f"rawimg/{which}"]), 56)
     expected = golden["rawimg/out_noflip"][which]
     np.testing.assert_allclose(normalised(got), expected, atol=2e-6)
+
+
+@given(st.integers(16, 90), st.integers(16, 90), st.integers(8, 40))
+def test_exact_is_one_resize_and_a_crop(width, height, size):
+    image = Image.open(io.BytesIO(picture(width * height, width, height)))
+    shortest = min(width, height)
+    resized = image.resize((size * width // shortest, size * height // shortest), Image.BICUBIC)
+    left, top = (round((side - size) / 2) for side in resized.size)
+    expected = resized.crop((left, top, left + size, top + size))
+    np.testing.assert_array_equal(images.resize_and_crop(image, size), expected)
 
 
 def test_fast_is_close():

@@ -41,5 +41,5 @@ def bars(
     drawn = "".join(pieces)
     return (
         f"<figure><figcaption>{html.escape(title)}</figcaption>"
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">{drawn}</svg></figure>'
+        f'<svg viewBox="-10 0 {WIDTH + 20} {HEIGHT}" role="img">{drawn}</svg></figure>'
     )

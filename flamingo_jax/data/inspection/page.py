@@ -104,7 +104,7 @@ def _charts(report: StreamReport) -> str:
     if report.found:
         charts.append(_count_chart("Images per record in the data", report.found))
     if report.shown:
-        charts.append(_count_chart("Images per row, as the model sees them", report.shown))
+        charts.append(_count_chart("Images per row the model sees", report.shown))
     scores = np.concatenate([*report.similarity, np.zeros(0)])
     scores = scores[np.isfinite(scores)]
     if scores.size:
