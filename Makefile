@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 DEMO ?= runs/digits
 
-.PHONY: demo install test lint format clean
+.PHONY: demo install test lint format clean browser
 
 demo: install
 	$(BIN)/python -m flamingo_jax.train --config=configs/digits.py --workdir=$(DEMO)
@@ -12,7 +12,7 @@ demo: install
 
 install: .venv/installed
 
-test: .venv/installed-for-tests
+test: .venv/installed-for-tests browser
 	$(BIN)/python -m pytest -n 2 --dist loadscope
 
 lint: .venv/installed-for-tests
@@ -23,6 +23,18 @@ lint: .venv/installed-for-tests
 format: .venv/installed-for-tests
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# The web page and the reports are tested in a real browser: one that is there, the system's package,
+# or Playwright's own.
+browser: .venv/installed-for-tests
+	@for name in chromium chromium-browser google-chrome; do \
+	  if command -v $$name > /dev/null; then exit 0; fi; \
+	done; \
+	if command -v apt-get > /dev/null && [ "$$(id -u)" = 0 ]; then \
+	  apt-get -qq update && apt-get -qq install --yes --no-install-recommends chromium fonts-dejavu-core > /dev/null; \
+	else \
+	  $(BIN)/playwright install chromium; \
+	fi
 
 clean:
 	rm -rf .venv runs

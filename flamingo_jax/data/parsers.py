@@ -153,17 +153,32 @@ def pair_passages(record: Record) -> Passages:
 
 
 def mmc4_passages(record: Mapping[str, Any], min_bytes: int) -> Passages:
-    """A document of MMC4 with its images in base64: each image is assigned to one sentence, such
-    that the sum of similarities is largest. Images of fewer than `min_bytes` bytes are left out.
+    """A document of MMC4 with its images in base64, of which those of fewer than `min_bytes` bytes
+    are left out; see `assigned_passages`.
+    """
+    encoded = [info.get("image_base64") for info in field(record, "image_info", list)]
+    images = {i: text for i, text in enumerate(encoded) if text and base64_size(text) >= min_bytes}
+    passages = assigned_passages(record, images)
+    left_out = tuple(
+        (text or None, f"fewer than {min_bytes} bytes" if text else "not among the data")
+        for i, text in enumerate(encoded)
+        if i not in images
+    )
+    return dataclasses.replace(passages, left_out=left_out + passages.left_out)
+
+
+def assigned_passages(record: Mapping[str, Any], images: Mapping[int, bytes | str]) -> Passages:
+    """A document of MMC4 with these of its images, by their place in `image_info`: each is assigned
+    to one sentence, such that the sum of similarities is largest.
     """
     sentences = field(record, "text_list", list)
-    encoded = [info.get("image_base64") for info in field(record, "image_info", list)]
-    rows = [i for i, text in enumerate(encoded) if text and base64_size(text) >= min_bytes]
+    rows = list(images)
     if not rows:
         raise BadRecordError("no image")
     try:
         matrix = np.array(field(record, "similarity_matrix", list), np.float64)
-        similarity_IS = matrix.reshape(len(encoded), len(sentences))[rows]
+        shape = len(field(record, "image_info", list)), len(sentences)
+        similarity_IS = matrix.reshape(shape)[rows]
         assigned = linear_sum_assignment(similarity_IS, maximize=True)
     except ValueError as error:
         raise BadRecordError(f"similarity_matrix: {error}") from error
@@ -172,20 +187,16 @@ def mmc4_passages(record: Mapping[str, Any], min_bytes: int) -> Passages:
     for image, sentence in zip(*assigned, strict=True):
         image_index[sentence] = int(image)
         similarity[sentence] = float(similarity_IS[image, sentence])
-    left_out = [
-        (text or None, f"fewer than {min_bytes} bytes" if text else "not among the data")
-        for i, text in enumerate(encoded)
-        if i not in rows
-    ]
-    left_out += [
-        (encoded[i], "no sentence left") for n, i in enumerate(rows) if n not in assigned[0]
-    ]
     return Passages(
         tuple(sentences),
         tuple(image_index),
-        tuple(encoded[i] for i in rows),
+        tuple(images.values()),
         tuple(similarity),
-        left_out=tuple(left_out),
+        left_out=tuple(
+            (image, "no sentence left")
+            for n, image in enumerate(images.values())
+            if n not in assigned[0]
+        ),
     )
 
 

@@ -127,7 +127,8 @@ class Mmc4(Interleaved):
 
 @dataclass(frozen=True, kw_only=True)
 class Sequences(Interleaved):
-    """Documents as parallel lists of images and texts, such as OBELICS, or people's own data.
+    """Documents as parallel lists of images and texts, such as OBELICS, or people's own data; or
+    stored documents.
 
     One JSON object each: `{"images": ["a.jpg", null], "texts": [null, "a text"]}`, or
     `{"image": "a.jpg", "text": "a caption"}` for a pair. Images are named as files relative to the
@@ -135,6 +136,8 @@ class Sequences(Interleaved):
     """
 
     def passages(self, record: Record) -> Passages:
+        if "image_index" in record.fields:
+            return replace(stored_passages(record), separator=self.separator)
         values = json_object(record)
         load = partial(image_bytes, record)
         if "image" in values:

@@ -32,8 +32,12 @@ class Store(Protocol):
         ...
 
 
-def expand(pattern: str) -> list[str]:
+def expand(pattern: str, setting: str = "the stream's options.shards") -> list[str]:
     """The files a pattern names: `{0000..0999}` counts, `{a,b}` lists, `*` and `?` match.
+
+    Args:
+      pattern: what is expanded.
+      setting: where it was given, for errors.
 
     Raises:
       UserError: a file that is named does not exist, or nothing matches.
@@ -46,14 +50,14 @@ def expand(pattern: str) -> list[str]:
         else:
             choices = [f"{n:0{len(first)}}" for n in range(int(first), int(last) + 1)]
         head, tail = pattern[: braces.start()], pattern[braces.end() :]
-        return [path for choice in choices for path in expand(head + choice + tail)]
+        return [path for choice in choices for path in expand(head + choice + tail, setting)]
     if glob.has_magic(pattern):
         found = sorted(glob.glob(pattern))
         if not found:
-            raise UserError(f"no file matches {pattern!r}: check the stream's options.shards")
+            raise UserError(f"no file matches {pattern!r}: check {setting}")
         return found
     if not os.path.exists(pattern):
-        raise UserError(f"{pattern!r} does not exist: check the stream's options.shards")
+        raise UserError(f"{pattern!r} does not exist: check {setting}")
     return [pattern]
 
 
@@ -124,8 +128,13 @@ class _Files:
 class TarStore:
     """WebDataset tars; fields are the bytes of a sample's files by extension."""
 
-    def __init__(self, paths: list[str], index_dir: str = ""):
-        self.paths, self._files = paths, _Files(paths, index_dir, build_tar_index)
+    def __init__(
+        self,
+        paths: list[str],
+        index_dir: str = "",
+        build: Callable[[str], np.ndarray] | None = None,
+    ):
+        self.paths, self._files = paths, _Files(paths, index_dir, build or build_tar_index)
         self.sizes = self._files.sizes(lambda members: int(members[-1]["sample"]) + 1)
 
     def record(self, shard: int, index: int) -> Record:
