@@ -17,7 +17,7 @@ SYLLABLES = tuple(a + b for a in "bdfgklmnprstvz" for b in ("a", "e", "i", "o", 
 def write_corpus(directory: Path, documents: int, width: int, height: int) -> str:
     """Tars of 50 documents each, as a pattern.
 
-    A document has on average 5.6 pictures and some 420 tokens, as those of MMC4 have (Zhu et al.
+    A document has on average 5.6 pictures and some 380 tokens. MMC4's have 5.6 and 425 (Zhu et al.
     2023: 101.2 million documents, 571 million pictures, 43 billion tokens).
     """
     rng = np.random.default_rng(width)

@@ -69,7 +69,7 @@ def train(config: Config, workdir: Path, devices: list[jax.Device] | None = None
         examples_per_step=sum(s.batch_size for s in config.streams.values()),
     )
     previous = None  # metrics are read one step late, so that the device never waits for the host
-    with closing(checkpointer), closing(reader):
+    with closing(checkpointer), closing(reader), closing(writer):
         for step, batch in enumerate(reader, start + 1):
             device_batch = to_device(batch, run.mesh)
             with jax.set_mesh(run.mesh), jax.transfer_guard("disallow"):
@@ -85,7 +85,6 @@ def train(config: Config, workdir: Path, devices: list[jax.Device] | None = None
                 )
                 break
         _report(writer, config, previous)
-    writer.close()
 
 
 def _report(writer: MetricWriter, config: Config, pending) -> None:
