@@ -14,6 +14,8 @@ from flamingo_jax.data.pipeline import Stream, make_streams
 from flamingo_jax.data.tokenizer import TextTokens, load_tokenizer
 from flamingo_jax.errors import UserError
 from flamingo_jax.model_directory import ModelDirectory, open_directory, place
+from flamingo_jax.models.flamingo import FlamingoConfig
+from flamingo_jax.models.layers import TENSOR_AXIS
 from flamingo_jax.models.params import (
     ModelGraph,
     Params,
@@ -23,7 +25,7 @@ from flamingo_jax.models.params import (
     select,
 )
 from flamingo_jax.training.optimizer import make_optimizer
-from flamingo_jax.training.sharding import make_mesh, tree_shardings
+from flamingo_jax.training.sharding import make_mesh, row_shards, tree_shardings
 from flamingo_jax.training.step import TrainState, init_state, make_train_step
 
 
@@ -58,7 +60,8 @@ def set_up(config: Config, devices: list[jax.Device] | None = None) -> Run:
     """
     with _naming("config.mesh"):
         mesh = make_mesh(config.mesh, devices)
-    _check_batch_sizes(config, mesh.size)
+    _check_batch_sizes(config, row_shards(mesh))
+    _check_heads(config.model, mesh.shape[TENSOR_AXIS])
     tokens = load_tokenizer(config.tokenizer, config.model.decoder.vocab_size)
     streams = make_streams(config.streams, tokens, config.model.vision.image_size)
 
@@ -145,12 +148,28 @@ def _open_model(config: Config, shapes: Params) -> ModelDirectory:
     return opened
 
 
-def _check_batch_sizes(config: Config, num_devices: int) -> None:
-    parts = num_devices * config.accumulation_steps
+def _check_heads(model: FlamingoConfig, size: int) -> None:
+    """A head that lies on two devices would be gathered in every layer."""
+    heads = {
+        "vision.num_heads": model.vision.num_heads,
+        "resampler.num_heads": model.resampler.num_heads,
+        "decoder.num_heads": model.decoder.num_heads,
+        "decoder.num_kv_heads": model.decoder.kv_heads,
+        "cross_attention.num_heads": model.cross_attention.num_heads,
+    }
+    for key, count in heads.items():
+        if count % size:
+            raise UserError(
+                f"config.mesh.tensor is {size}, which does not divide config.model.{key} {count}"
+            )
+
+
+def _check_batch_sizes(config: Config, row_parts: int) -> None:
+    parts = row_parts * config.accumulation_steps
     for name, stream in config.streams.items():
         if stream.batch_size % parts:
             raise UserError(
                 f"config.streams.{name}.batch_size is {stream.batch_size}, which does not divide "
-                f"by {num_devices} devices × {config.accumulation_steps} accumulation steps: "
+                f"by {row_parts} devices × {config.accumulation_steps} accumulation steps: "
                 f"choose a multiple of {parts}"
             )
