@@ -34,9 +34,10 @@ class Run:
     """Everything a config determines.
 
     Attributes:
-      make_state: gives the first (state, frozen) on the mesh: random, or from a model directory;
-        compiles and allocates when called.
-      state_shardings: where each leaf of the state lies.
+      make_trained: gives the first state on the mesh: random, or from a model directory; compiles
+        and allocates when called.
+      make_frozen: gives the frozen parameters likewise.
+      state_shapes, state_shardings: of each leaf of the state.
       train_step: jitted (state, frozen, batch) → (state, metrics); consumes `state`.
     """
 
@@ -46,10 +47,23 @@ class Run:
     trained: frozenset[str]
     tokens: TextTokens
     streams: dict[str, Stream]
-    make_state: Callable[[], tuple[TrainState, Params]]
+    make_trained: Callable[[], TrainState]
+    make_frozen: Callable[[], Params]
     state_shapes: TrainState
     state_shardings: TrainState
     train_step: Callable[[TrainState, Params, Any], tuple[TrainState, dict[str, jax.Array]]]
+
+    def make_state(self) -> tuple[TrainState, Params]:
+        """The first (state, frozen)."""
+        return self.make_trained(), self.make_frozen()
+
+    def state_like(self) -> TrainState:
+        """The state as shapes with shardings, to restore into."""
+        return jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+            self.state_shapes,
+            self.state_shardings,
+        )
 
 
 def set_up(config: Config, devices: list[jax.Device] | None = None) -> Run:
@@ -85,15 +99,20 @@ def set_up(config: Config, devices: list[jax.Device] | None = None) -> Run:
     state_shapes, frozen_shapes = jax.eval_shape(random_state, key)
     state_shardings, frozen_shardings = tree_shardings((state_shapes, frozen_shapes), mesh)
 
-    def make_state() -> tuple[TrainState, Params]:
+    def make_trained() -> TrainState:
         if opened is None:
-            shardings = state_shardings, frozen_shardings
-            return jax.jit(random_state, out_shardings=shardings)(key)
-        leaves = opened.leaves
-        start = jax.jit(partial(init_state, optimizer=optimizer), out_shardings=state_shardings)
-        params = {path: place(path, leaves[path], "float32", mesh) for path in trained}
-        frozen = {p: place(p, leaves[p], config.frozen_dtype, mesh) for p in frozen_shapes}
-        return start(params), frozen
+            return jax.jit(lambda key: random_state(key)[0], out_shardings=state_shardings)(key)
+        params = {path: place(path, opened.leaves[path], "float32", mesh) for path in trained}
+        start = partial(init_state, optimizer=optimizer)
+        return jax.jit(start, out_shardings=state_shardings)(params)
+
+    def make_frozen() -> Params:
+        if opened is None:
+            return jax.jit(lambda key: random_state(key)[1], out_shardings=frozen_shardings)(key)
+        return {
+            path: place(path, opened.leaves[path], config.frozen_dtype, mesh)
+            for path in frozen_shapes
+        }
 
     step = make_train_step(
         graph,
@@ -109,7 +128,8 @@ def set_up(config: Config, devices: list[jax.Device] | None = None) -> Run:
         trained=trained,
         tokens=tokens,
         streams=streams,
-        make_state=make_state,
+        make_trained=make_trained,
+        make_frozen=make_frozen,
         state_shapes=state_shapes,
         state_shardings=state_shardings,
         train_step=jax.jit(

@@ -163,7 +163,7 @@ def host_part(mesh: Mesh) -> tuple[int, int]:
     Processes whose devices hold the same rows (`tensor` across processes) read the same part.
     """
     rows_of: dict[int, set[int]] = {}
-    places = batch_sharding(mesh).devices_indices_map((row_shards(mesh),))
+    places: Any = batch_sharding(mesh).devices_indices_map((row_shards(mesh),))
     for device, (rows,) in places.items():
         rows_of.setdefault(device.process_index, set()).add(rows.start or 0)
     parts = sorted({tuple(sorted(rows)) for rows in rows_of.values()})
