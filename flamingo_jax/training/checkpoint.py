@@ -45,10 +45,8 @@ class Checkpointer:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             keep_period=keep_every or None,
-            read_only=not writes,
             create=writes,
             cleanup_tmp_directories=writes,  # what a killed process left half-written
-            save_interval_steps=int(writes),
         )
         self._manager = ocp.CheckpointManager(self._folder, options=options)
         self._saving: int | None = None  # the step whose save has not been found finished
@@ -182,11 +180,11 @@ def _anywhere(flag: bool) -> bool:
 
 
 def _brief(error: BaseException) -> str:
-    """The first cause of an error, without the traces that Orbax and TensorStore put around it."""
+    """The first cause of an error; TensorStore puts it last, before the places in its source."""
     while error.__cause__ is not None:
         error = error.__cause__
-    message = " ".join(str(error).split()) or type(error).__name__
-    return message if len(message) <= 300 else message[:300] + "…"
+    message = " ".join(str(error).split()).split(" [")[0] or type(error).__name__
+    return message if len(message) <= 200 else "… " + message[-200:]
 
 
 def check_frozen(facts: Mapping[str, Any], frozen: Mapping[str, str]) -> None:

@@ -9,8 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, UInt32
 
-SEEDS = (0x9E3779B9, 0x3C6EF372)
-
 
 def fingerprints(tree: Any) -> dict[str, str]:
     """64 bits per leaf, in hexadecimal, by path; changed by any one bit of the leaf."""
@@ -39,8 +37,8 @@ def _hash_leaf(x: Array) -> UInt32[Array, "2"]:
     for axis in range(x.ndim):
         stride = np.uint32(math.prod(x.shape[axis + 1 :]) % 2**32)
         place += stride * jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-    word = bits.astype(jnp.uint32)
-    return jnp.stack([_mix(word ^ _mix(place + np.uint32(seed))).sum() for seed in SEEDS])
+    mixed = _mix(bits.astype(jnp.uint32) ^ _mix(place + np.uint32(0x9E3779B9)))
+    return jnp.stack([mixed.sum(), ((mixed ^ (mixed >> 15)) * np.uint32(0x2C1B3C6D)).sum()])
 
 
 def _mix(x: Array) -> Array:

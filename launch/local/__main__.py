@@ -42,6 +42,8 @@ def main() -> int:
         )
         for changes in settings
     ]
+    for index, process in enumerate(group):
+        print(f"process {index} has pid {process.pid}", file=sys.stderr, flush=True)
     for number in FORWARDED:
         signal.signal(number, lambda number, _frame: send(group, number))
     printers = [
