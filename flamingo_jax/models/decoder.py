@@ -21,8 +21,7 @@ from flamingo_jax.models.layers import (
     pin_batch,
     stack,
 )
-
-RematPolicy = Literal["none", "dots", "full"]
+from flamingo_jax.models.memory import RematPolicy, gather, per_layer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,10 +196,11 @@ class Decoder(nnx.Module):
         self, tokens_BL: Int[Array, "B L"], positions_BL: Int[Array, "B L"]
     ) -> Float[Array, "B L D"]:
         """Rows of tokens that stand at these positions of their text."""
-        x_BLD = self.embedding(tokens_BL)
+        x_BLD = gather(self.embedding, self.dtype)(tokens_BL)
         if self.positions is not None:
             index_BL = positions_BL + self.config.position_offset
-            x_BLD = x_BLD + self.positions[...].astype(self.dtype)[index_BL]
+            table = gather(self.positions, self.dtype)[...]
+            x_BLD = x_BLD + table.astype(self.dtype)[index_BL]
         return x_BLD
 
     def run_layers(
@@ -213,14 +213,14 @@ class Decoder(nnx.Module):
     ) -> Float[Array, "B L D"]:
         """All layers. `between`: a stack with one module per group and how to apply it; it stands
         before the last layer of its group (where Flamingo's cross-attention stands)."""
-        layer = rematerialize(lambda block, x: block(x, context), remat)
+        layer = per_layer(lambda block, x: block(x, context), self.dtype, remat)
 
         def group(x, stacks):
             blocks, extra = stacks
             for block in blocks[:-1]:
                 x = layer(block, pin_batch(x))
             if between is not None:
-                x = rematerialize(between[1], remat)(extra, pin_batch(x))
+                x = per_layer(between[1], self.dtype, remat)(extra, pin_batch(x))
             return layer(blocks[-1], pin_batch(x)), None
 
         if self.layers:
@@ -231,10 +231,10 @@ class Decoder(nnx.Module):
         return x_BLD
 
     def logits(self, x_BLD: Float[Array, "B L D"]) -> Float[Array, "B L V"]:
-        x_BLD = self.norm(x_BLD)
+        x_BLD = self.norm(pin_batch(x_BLD))
         if self.head is None:
-            return self.embedding.logits(x_BLD)
-        return self.head(x_BLD).astype(jnp.float32)
+            return gather(self.embedding, self.dtype).logits(x_BLD)
+        return gather(self.head, self.dtype)(x_BLD).astype(jnp.float32)
 
     def __call__(
         self, tokens_BL: Int[Array, "B L"], segments_BL: Int[Array, "B L"] | None = None
@@ -245,14 +245,3 @@ class Decoder(nnx.Module):
             segments_BL = jnp.ones_like(tokens_BL)
         x_BLD = self.embed(tokens_BL, segments_BL)
         return self.logits(self.run_layers(x_BLD, self.context(segments_BL)))
-
-
-def rematerialize(apply: Callable, policy: RematPolicy) -> Callable:
-    """`jax.checkpoint` by name: "none" saves everything, "dots" matmul outputs, "full" nothing."""
-    if policy == "none":
-        return apply
-    saved = {
-        "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        "full": jax.checkpoint_policies.nothing_saveable,
-    }
-    return jax.checkpoint(apply, policy=saved[policy])

@@ -15,8 +15,9 @@ from flamingo_jax.models.cross_attention import (
     GatedCrossAttention,
     visible_image,
 )
-from flamingo_jax.models.decoder import Decoder, DecoderConfig, RematPolicy
-from flamingo_jax.models.layers import stack
+from flamingo_jax.models.decoder import Decoder, DecoderConfig
+from flamingo_jax.models.layers import pin_batch, stack
+from flamingo_jax.models.memory import RematPolicy
 from flamingo_jax.models.resampler import PerceiverResampler, ResamplerConfig
 from flamingo_jax.models.vision import VisionConfig, VisionTransformer
 
@@ -81,10 +82,10 @@ class Flamingo(nnx.Module):
         if not num_images:
             width = self.config.vision.width
             return jnp.zeros((batch, 0, self.config.resampler.num_latents, width), self.dtype)
-        patches_BND = self.vision(rearrange(images, "b t f h w c -> (b t f) h w c"))
-        return self.resampler(
-            rearrange(patches_BND, "(b t f) n d -> b t f n d", b=batch, t=num_images)
-        )
+        remat = self.config.remat
+        patches_BND = self.vision(rearrange(images, "b t f h w c -> (b t f) h w c"), remat=remat)
+        patches_BTFND = rearrange(patches_BND, "(b t f) n d -> b t f n d", b=batch, t=num_images)
+        return pin_batch(self.resampler(patches_BTFND, remat=remat))
 
     def decode(
         self,
