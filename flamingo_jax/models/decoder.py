@@ -81,6 +81,40 @@ def causal_mask(segments_BL: Int[Array, "B L"]) -> Bool[Array, "B 1 L L"]:
     return (same_BLL & jnp.tri(length, dtype=bool))[:, None]
 
 
+@jax.custom_vjp
+def row_scores(
+    x_BLD: Float[Array, "B L D"], parts: tuple[Float[Array, "rows D"], ...]
+) -> Float[Array, "B L V"]:
+    """Float32 scalar products with the rows of all parts, in their order.
+
+    One matmul: three would need a copy of the logits to join them. Its gradient is computed in the
+    type of `x`: the transpose that JAX has for a float32 result is a float32 copy of the table.
+    Parts without a gradient cost nothing.
+    """
+    rows_VD = jnp.concatenate(parts)
+    return jnp.einsum("bld,vd->blv", x_BLD, rows_VD, preferred_element_type=jnp.float32)
+
+
+def _row_scores_forward(x, parts):
+    wanted = tuple(() if part.perturbed else None for part in parts)
+    values = tuple(part.value for part in parts)
+    return row_scores(x.value, values), (x.value, values, wanted)
+
+
+def _row_scores_backward(saved, gradient_BLV):
+    x_BLD, parts, wanted = saved
+    gradient_BLV = gradient_BLV.astype(x_BLD.dtype)
+    gradients, first = [], 0
+    for part, want in zip(parts, wanted, strict=True):
+        own_BLV = gradient_BLV[..., first : first + len(part)]
+        first += len(part)
+        gradients.append(None if want is None else jnp.einsum("blv,bld->vd", own_BLV, x_BLD))
+    return jnp.einsum("blv,vd->bld", gradient_BLV, jnp.concatenate(parts)), tuple(gradients)
+
+
+row_scores.defvjp(_row_scores_forward, _row_scores_backward, symbolic_zeros=True)
+
+
 class Embedding(nnx.Module):
     """Token rows in three parameters: pretrained, new (trained), pad (never trained).
 
@@ -114,13 +148,7 @@ class Embedding(nnx.Module):
         return x_BLD
 
     def logits(self, x_BLD: Float[Array, "B L D"]) -> Float[Array, "B L V"]:
-        scores = [
-            jnp.einsum(
-                "bld,vd->blv", x_BLD, part.astype(self.dtype), preferred_element_type=jnp.float32
-            )
-            for part in self._parts()
-        ]
-        return jnp.concatenate(scores, axis=-1)
+        return row_scores(x_BLD, tuple(part.astype(self.dtype) for part in self._parts()))
 
 
 class Decoder(nnx.Module):

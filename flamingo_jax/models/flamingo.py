@@ -158,7 +158,10 @@ def weighted_nll(
     `weights_BL[:, i]` weighs the prediction *of* token i (from position i − 1); the first token is
     never predicted. Divide by Σ weights for the mean.
     """
-    logits, targets = logits_BLV[:, :-1].astype(jnp.float32), tokens_BL[:, 1:]
-    log_z = jax.nn.logsumexp(logits, axis=-1)
-    picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    return jnp.sum(weights_BL[:, 1:] * (log_z - picked))
+    # Shifting the targets, and picking by comparison, spares three copies of the logits.
+    targets_BL = jnp.roll(tokens_BL, -1, axis=1)
+    shifted_BL = jnp.roll(weights_BL, -1, axis=1).at[:, -1].set(0)
+    logits_BLV = logits_BLV.astype(jnp.float32)
+    is_target_BLV = jnp.arange(logits_BLV.shape[-1]) == targets_BL[..., None]
+    picked_BL = jnp.sum(jnp.where(is_target_BLV, logits_BLV, 0), axis=-1)
+    return jnp.sum(shifted_BL * (jax.nn.logsumexp(logits_BLV, axis=-1) - picked_BL))
