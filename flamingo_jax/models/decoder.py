@@ -1,7 +1,7 @@
 """The one decoder-only language model: MPT, GPT-NeoX, OPT and LLaMA are settings of it."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -233,30 +233,46 @@ class Decoder(nnx.Module):
 
     def run_layers(
         self,
-        x_BLD: Float[Array, "B L D"],
-        context: AttentionContext,
+        texts: Sequence[Float[Array, "B L D"]],
+        contexts: Sequence[AttentionContext],
         *,
-        between: tuple[ModuleT, Callable[[ModuleT, Array], Array]] | None = None,
+        between: tuple[ModuleT, Sequence[Callable[[ModuleT, Array], Array]]] | None = None,
         remat: RematPolicy = "none",
-    ) -> Float[Array, "B L D"]:
-        """All layers. `between`: a stack with one module per group and how to apply it; it stands
-        before the last layer of its group (where Flamingo's cross-attention stands)."""
-        layer = per_layer(lambda block, x: block(x, context), self.dtype, remat)
+    ) -> list[Float[Array, "B L D"]]:
+        """All layers, for texts of any shapes: each layer's weights are gathered once for all of
+        them, and have one gradient.
 
-        def group(x, stacks):
+        `between`: a stack with one module per group, and how to apply it to each text; it stands
+        before the last layer of its group (where Flamingo's cross-attention stands).
+        """
+
+        def together(applies):
+            return per_layer(
+                lambda module, xs: [a(module, x) for a, x in zip(applies, xs, strict=True)],
+                self.dtype,
+                remat,
+            )
+
+        run = together([lambda block, x, c=context: block(x, c) for context in contexts])
+
+        def layer(block, xs):
+            return run(block, [pin_batch(x) for x in xs])
+
+        def group(xs, stacks):
             blocks, extra = stacks
             for block in blocks[:-1]:
-                x = layer(block, pin_batch(x))
+                xs = layer(block, xs)
             if between is not None:
-                x = per_layer(between[1], self.dtype, remat)(extra, pin_batch(x))
-            return layer(blocks[-1], pin_batch(x)), None
+                xs = together(between[1])(extra, [pin_batch(x) for x in xs])
+            return layer(blocks[-1], xs), None
 
+        xs = list(texts)
         if self.layers:
             extra = between[0] if between is not None else None
-            x_BLD, _ = jax.lax.scan(group, x_BLD, (list(self.layers), extra))
+            xs, _ = jax.lax.scan(group, xs, (list(self.layers), extra))
         if self.tail is not None:
-            x_BLD, _ = jax.lax.scan(lambda x, b: (layer(b, pin_batch(x)), None), x_BLD, self.tail)
-        return x_BLD
+            xs, _ = jax.lax.scan(lambda xs, block: (layer(block, xs), None), xs, self.tail)
+        return xs
 
     def logits(self, x_BLD: Float[Array, "B L D"]) -> Float[Array, "B L V"]:
         x_BLD = self.norm(pin_batch(x_BLD))
@@ -272,4 +288,4 @@ class Decoder(nnx.Module):
         if segments_BL is None:
             segments_BL = jnp.ones_like(tokens_BL)
         x_BLD = self.embed(tokens_BL, segments_BL)
-        return self.logits(self.run_layers(x_BLD, self.context(segments_BL)))
+        return self.logits(*self.run_layers([x_BLD], [self.context(segments_BL)]))

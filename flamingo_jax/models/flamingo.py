@@ -1,5 +1,6 @@
 """Flamingo: a vision encoder and a language model, joined by resampler and cross-attention."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -87,24 +88,26 @@ class Flamingo(nnx.Module):
         patches_BTFND = rearrange(patches_BND, "(b t f) n d -> b t f n d", b=batch, t=num_images)
         return pin_batch(self.resampler(patches_BTFND, remat=remat))
 
-    def decode(
-        self,
-        media_BTRD: Float[Array, "B T R D"],
-        tokens_BL: Int[Array, "B L"],
-        segments_BL: Int[Array, "B L"],
-    ) -> Float[Array, "B L V"]:
-        """Logits of text that sees already encoded images."""
-        visible_BL = visible_image(tokens_BL, self.config.image_token, segments_BL)
-        x_BLD = self.decoder.run_layers(
-            self.decoder.embed(tokens_BL, segments_BL),
-            self.decoder.context(segments_BL),
-            between=(
-                self.cross_attention,
-                lambda block, x: block(x, media_BTRD, visible_BL),
-            ),
+    def together(
+        self, batches: Sequence[tuple[Images, Int[Array, "B L"], Int[Array, "B L"]]]
+    ) -> list[Float[Array, "B L V"]]:
+        """Logits of several batches of (images, tokens, segments), each with its own shapes.
+
+        What one call per batch gives, but the language model's weights are gathered once for all,
+        and have one gradient, not one per batch to be added up.
+        """
+        attends = []
+        for images, tokens_BL, segments_BL in batches:
+            media_BTRD = self.encode_images(images)
+            visible_BL = visible_image(tokens_BL, self.config.image_token, segments_BL)
+            attends.append(lambda block, x, m=media_BTRD, v=visible_BL: block(x, m, v))
+        texts = self.decoder.run_layers(
+            [self.decoder.embed(tokens_BL, segments_BL) for _, tokens_BL, segments_BL in batches],
+            [self.decoder.context(segments_BL) for _, _, segments_BL in batches],
+            between=(self.cross_attention, attends),
             remat=self.config.remat,
         )
-        return self.decoder.logits(x_BLD)
+        return [self.decoder.logits(x_BLD) for x_BLD in texts]
 
     def __call__(
         self,
@@ -129,7 +132,7 @@ class Flamingo(nnx.Module):
         lenient = self.config.cross_attention.uniform_beyond_images
         if not lenient and not isinstance(tokens_BL, jax.core.Tracer):
             check_image_count(np.asarray(tokens_BL), self.config.image_token, images.shape[1])
-        return self.decode(self.encode_images(images), tokens_BL, segments_BL)
+        return self.together([(images, tokens_BL, segments_BL)])[0]
 
 
 def check_image_count(

@@ -6,7 +6,7 @@ left alone gathers whole stacks of layers, or moves activations instead.
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import jax
 from flax import nnx
@@ -51,8 +51,8 @@ def gather(modules: TreeT, dtype: DTypeLike) -> TreeT:
 
 
 def per_layer(
-    apply: Callable[..., Array], dtype: DTypeLike, policy: RematPolicy
-) -> Callable[..., Array]:
+    apply: Callable[..., Any], dtype: DTypeLike, policy: RematPolicy
+) -> Callable[..., Any]:
     """What the body of a scan over layers calls: `apply(module, x)` with gathered weights.
 
     `policy`: what is saved for the gradient besides the layer's input. "none" saves everything but
