@@ -73,11 +73,11 @@ def test_every_weight_is_gathered_one_layer_at_a_time(step):
     allowed = layer_shapes(program, program.graph.shapes())
     gathered = moved(hlo, ["all-gather"])
     assert {shape for shape, _ in gathered} <= set(allowed.values())
-    up = allowed["decoder/layers/0/mlp/up/kernel"]
-    times = sum(trips for shape, trips in gathered if shape == up)
-    # For all streams together, all five layers forward and again backward.
+    assert allowed["decoder/layers/0/mlp/up/kernel"] == allowed["decoder/tail/mlp/down/kernel"]
+    times = sum(n for shape, n in gathered if shape == allowed["decoder/tail/mlp/down/kernel"])
+    # Both matrices of all five layers, forward and again backward, for both streams together.
+    assert times == 2 * config.model.decoder.num_layers * 2
     assert len(config.streams) == 2
-    assert times == 2 * config.model.decoder.num_layers
 
 
 def test_no_activation_moves(step):
