@@ -5,6 +5,7 @@ Writes results.json, a plot and a picture of prompts into the working directory 
 
 import json
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 import jax
@@ -14,7 +15,8 @@ from flamingo_jax.config import Config
 from flamingo_jax.errors import UserError
 from flamingo_jax.evaluation import digits, report
 from flamingo_jax.schema import build
-from flamingo_jax.training.checkpoint import Checkpointer, state_shapes
+from flamingo_jax.training.checkpoint import Checkpointer, check_frozen
+from flamingo_jax.training.fingerprint import fingerprints
 from flamingo_jax.training.setup import set_up
 
 SHOTS_SHOWN = (1, 2, 4)
@@ -31,13 +33,14 @@ def evaluate(workdir: Path) -> Path:
         raise UserError(f"{workdir} holds no run (no config.json); train one there first")
     config = build(Config, json.loads(config_path.read_text()))
     run = set_up(config)
-    checkpointer = Checkpointer(workdir, keep=config.keep_checkpoints)
-    if checkpointer.latest_step is None:
+    with closing(Checkpointer(workdir)) as checkpointer:
+        restored = checkpointer.restore(run.state_like())
+    if restored is None:
         raise UserError(f"{workdir} holds no checkpoint yet; train further first")
+    state, facts = restored
+    frozen = run.make_frozen()
+    check_frozen(facts, fingerprints(frozen))
     with jax.set_mesh(run.mesh):
-        state, frozen = run.make_state()
-        state, _ = checkpointer.restore(state_shapes(state, run.state_shardings))
-        checkpointer.close()
         naming, binding = digits.evaluate(
             run.graph,
             {**state.params, **frozen},

@@ -1,7 +1,6 @@
 """A config turned into what a run works with: mesh, model, parameters, step and data."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,17 +13,9 @@ from flamingo_jax.data.pipeline import Stream, make_streams
 from flamingo_jax.data.tokenizer import TextTokens, load_tokenizer
 from flamingo_jax.errors import UserError
 from flamingo_jax.model_directory import ModelDirectory, open_directory, place
-from flamingo_jax.models.params import (
-    ModelGraph,
-    Params,
-    cast,
-    flamingo_graph,
-    init_params,
-    select,
-)
-from flamingo_jax.training.optimizer import make_optimizer
-from flamingo_jax.training.sharding import make_mesh, tree_shardings
-from flamingo_jax.training.step import TrainState, init_state, make_train_step
+from flamingo_jax.models.params import ModelGraph, Params
+from flamingo_jax.training.program import build_program
+from flamingo_jax.training.step import TrainState, init_state
 
 
 @dataclass(frozen=True)
@@ -32,9 +23,10 @@ class Run:
     """Everything a config determines.
 
     Attributes:
-      make_state: gives the first (state, frozen) on the mesh: random, or from a model directory;
-        compiles and allocates when called.
-      state_shardings: where each leaf of the state lies.
+      make_trained: gives the first state on the mesh: random, or from a model directory; compiles
+        and allocates when called.
+      make_frozen: gives the frozen parameters likewise.
+      state_shapes, state_shardings: of each leaf of the state.
       train_step: jitted (state, frozen, batch) → (state, metrics); consumes `state`.
     """
 
@@ -44,10 +36,23 @@ class Run:
     trained: frozenset[str]
     tokens: TextTokens
     streams: dict[str, Stream]
-    make_state: Callable[[], tuple[TrainState, Params]]
+    make_trained: Callable[[], TrainState]
+    make_frozen: Callable[[], Params]
     state_shapes: TrainState
     state_shardings: TrainState
     train_step: Callable[[TrainState, Params, Any], tuple[TrainState, dict[str, jax.Array]]]
+
+    def make_state(self) -> tuple[TrainState, Params]:
+        """The first (state, frozen)."""
+        return self.make_trained(), self.make_frozen()
+
+    def state_like(self) -> TrainState:
+        """The state as shapes with shardings, to restore into."""
+        return jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+            self.state_shapes,
+            self.state_shardings,
+        )
 
 
 def set_up(config: Config, devices: list[jax.Device] | None = None) -> Run:
@@ -56,75 +61,44 @@ def set_up(config: Config, devices: list[jax.Device] | None = None) -> Run:
     Raises:
       UserError: see the checks below; each names the key to change.
     """
-    with _naming("config.mesh"):
-        mesh = make_mesh(config.mesh, devices)
-    _check_batch_sizes(config, mesh.size)
+    program = build_program(config, devices)
     tokens = load_tokenizer(config.tokenizer, config.model.decoder.vocab_size)
     streams = make_streams(config.streams, tokens, config.model.vision.image_size)
-
-    graph = flamingo_graph(config.model)
-    shapes = graph.shapes()
-    with _naming("config.trainable"):
-        trained = select(shapes, config.trainable)
-    with _naming("config.optimizer.decay"):
-        optimizer = make_optimizer(
-            config.optimizer, config.num_steps, {path: shapes[path] for path in trained}
-        )
-    opened = _open_model(config, shapes) if config.init_from else None
-
-    def random_state(key: jax.Array) -> tuple[TrainState, Params]:
-        params = init_params(config.model, key)
-        frozen = {path: value for path, value in params.items() if path not in trained}
-        state = init_state({path: params[path] for path in trained}, optimizer)
-        return state, cast(frozen, config.frozen_dtype)
+    opened = _open_model(config, program.graph.shapes()) if config.init_from else None
 
     key = jax.random.key(config.seed)
-    state_shapes, frozen_shapes = jax.eval_shape(random_state, key)
-    state_shardings, frozen_shardings = tree_shardings((state_shapes, frozen_shapes), mesh)
+    mesh, random_state = program.mesh, program.random_state
 
-    def make_state() -> tuple[TrainState, Params]:
+    def make_trained() -> TrainState:
+        shardings = program.state_shardings
         if opened is None:
-            shardings = state_shardings, frozen_shardings
-            return jax.jit(random_state, out_shardings=shardings)(key)
-        leaves = opened.leaves
-        start = jax.jit(partial(init_state, optimizer=optimizer), out_shardings=state_shardings)
-        params = {path: place(path, leaves[path], "float32", mesh) for path in trained}
-        frozen = {p: place(p, leaves[p], config.frozen_dtype, mesh) for p in frozen_shapes}
-        return start(params), frozen
+            return jax.jit(lambda key: random_state(key)[0], out_shardings=shardings)(key)
+        params = {p: place(p, opened.leaves[p], "float32", mesh) for p in program.trained}
+        start = partial(init_state, optimizer=program.optimizer)
+        return jax.jit(start, out_shardings=shardings)(params)
 
-    step = make_train_step(
-        graph,
-        optimizer,
-        {name: stream.weight for name, stream in config.streams.items()},
-        config.accumulation_steps,
-        config.optimizer.clip_norm if config.compat == "openflamingo" else None,
-    )
+    def make_frozen() -> Params:
+        if opened is None:
+            shardings = program.frozen_shardings
+            return jax.jit(lambda key: random_state(key)[1], out_shardings=shardings)(key)
+        return {
+            path: place(path, opened.leaves[path], config.frozen_dtype, mesh)
+            for path in program.frozen_shapes
+        }
+
     return Run(
         config=config,
-        mesh=mesh,
-        graph=graph,
-        trained=trained,
+        mesh=program.mesh,
+        graph=program.graph,
+        trained=program.trained,
         tokens=tokens,
         streams=streams,
-        make_state=make_state,
-        state_shapes=state_shapes,
-        state_shardings=state_shardings,
-        train_step=jax.jit(
-            step,
-            in_shardings=(state_shardings, frozen_shardings, None),
-            out_shardings=(state_shardings, None),
-            donate_argnums=0,
-        ),
+        make_trained=make_trained,
+        make_frozen=make_frozen,
+        state_shapes=program.state_shapes,
+        state_shardings=program.state_shardings,
+        train_step=program.train_step,
     )
-
-
-@contextmanager
-def _naming(key: str) -> Iterator[None]:
-    """A ValueError inside becomes a UserError that begins with the config key."""
-    try:
-        yield
-    except ValueError as error:
-        raise UserError(f"{key}: {error}") from None
 
 
 def _open_model(config: Config, shapes: Params) -> ModelDirectory:
@@ -143,14 +117,3 @@ def _open_model(config: Config, shapes: Params) -> ModelDirectory:
             f"differ in {len(differing)} parameters, such as {differing[0]}"
         )
     return opened
-
-
-def _check_batch_sizes(config: Config, num_devices: int) -> None:
-    parts = num_devices * config.accumulation_steps
-    for name, stream in config.streams.items():
-        if stream.batch_size % parts:
-            raise UserError(
-                f"config.streams.{name}.batch_size is {stream.batch_size}, which does not divide "
-                f"by {num_devices} devices × {config.accumulation_steps} accumulation steps: "
-                f"choose a multiple of {parts}"
-            )
