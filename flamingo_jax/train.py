@@ -82,9 +82,10 @@ def train(config: Config, workdir: Path, devices: list[jax.Device] | None = None
             profile.begin(step)
             with jax.set_mesh(run.mesh), jax.transfer_guard("disallow"):
                 state, metrics = run.train_step(state, frozen, device_batch)
-            watchdog.beat(f"step {step}")  # the first one ends with the compilation
             profile.end(step, metrics)
             _report(writer, speed, config, previous)
+            if previous is not None:  # every process has compiled
+                watchdog.beat(f"step {step}")
             previous = step, {**metrics, **counts}
             if step % config.checkpoint_every == 0 or step == config.num_steps:
                 with speed.aside("save"):
