@@ -77,6 +77,16 @@ class StreamConfig:
     def documents_per_row(self) -> int:
         return self.pack.documents if self.pack else 1
 
+    @property
+    def row_length(self) -> int:
+        """Tokens per row."""
+        return self.pack.text_length if self.pack else self.text_length
+
+    @property
+    def row_images(self) -> int:
+        """Images per row."""
+        return self.documents_per_row * self.num_images
+
 
 @dataclass(frozen=True)
 class Records:

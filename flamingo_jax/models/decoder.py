@@ -1,7 +1,7 @@
 """The one decoder-only language model: MPT, GPT-NeoX, OPT and LLaMA are settings of it."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,8 +21,7 @@ from flamingo_jax.models.layers import (
     pin_batch,
     stack,
 )
-
-RematPolicy = Literal["none", "dots", "full"]
+from flamingo_jax.models.memory import RematPolicy, gather, per_layer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +81,40 @@ def causal_mask(segments_BL: Int[Array, "B L"]) -> Bool[Array, "B 1 L L"]:
     return (same_BLL & jnp.tri(length, dtype=bool))[:, None]
 
 
+@jax.custom_vjp
+def row_scores(
+    x_BLD: Float[Array, "B L D"], parts: tuple[Float[Array, "rows D"], ...]
+) -> Float[Array, "B L V"]:
+    """Float32 scalar products with the rows of all parts, in their order.
+
+    One matmul: three would need a copy of the logits to join them. Its gradient is computed in the
+    type of `x`: the transpose that JAX has for a float32 result is a float32 copy of the table.
+    Parts without a gradient cost nothing.
+    """
+    rows_VD = jnp.concatenate(parts)
+    return jnp.einsum("bld,vd->blv", x_BLD, rows_VD, preferred_element_type=jnp.float32)
+
+
+def _row_scores_forward(x, parts):
+    wanted = tuple(() if part.perturbed else None for part in parts)
+    values = tuple(part.value for part in parts)
+    return row_scores(x.value, values), (x.value, values, wanted)
+
+
+def _row_scores_backward(saved, gradient_BLV):
+    x_BLD, parts, wanted = saved
+    gradient_BLV = gradient_BLV.astype(x_BLD.dtype)
+    gradients, first = [], 0
+    for part, want in zip(parts, wanted, strict=True):
+        own_BLV = gradient_BLV[..., first : first + len(part)]
+        first += len(part)
+        gradients.append(None if want is None else jnp.einsum("blv,bld->vd", own_BLV, x_BLD))
+    return jnp.einsum("blv,vd->bld", gradient_BLV, jnp.concatenate(parts)), tuple(gradients)
+
+
+row_scores.defvjp(_row_scores_forward, _row_scores_backward, symbolic_zeros=True)
+
+
 class Embedding(nnx.Module):
     """Token rows in three parameters: pretrained, new (trained), pad (never trained).
 
@@ -115,13 +148,7 @@ class Embedding(nnx.Module):
         return x_BLD
 
     def logits(self, x_BLD: Float[Array, "B L D"]) -> Float[Array, "B L V"]:
-        scores = [
-            jnp.einsum(
-                "bld,vd->blv", x_BLD, part.astype(self.dtype), preferred_element_type=jnp.float32
-            )
-            for part in self._parts()
-        ]
-        return jnp.concatenate(scores, axis=-1)
+        return row_scores(x_BLD, tuple(part.astype(self.dtype) for part in self._parts()))
 
 
 class Decoder(nnx.Module):
@@ -197,44 +224,61 @@ class Decoder(nnx.Module):
         self, tokens_BL: Int[Array, "B L"], positions_BL: Int[Array, "B L"]
     ) -> Float[Array, "B L D"]:
         """Rows of tokens that stand at these positions of their text."""
-        x_BLD = self.embedding(tokens_BL)
+        x_BLD = gather(self.embedding, self.dtype)(tokens_BL)
         if self.positions is not None:
             index_BL = positions_BL + self.config.position_offset
-            x_BLD = x_BLD + self.positions[...].astype(self.dtype)[index_BL]
+            table = gather(self.positions, self.dtype)[...]
+            x_BLD = x_BLD + table.astype(self.dtype)[index_BL]
         return x_BLD
 
     def run_layers(
         self,
-        x_BLD: Float[Array, "B L D"],
-        context: AttentionContext,
+        texts: Sequence[Float[Array, "B L D"]],
+        contexts: Sequence[AttentionContext],
         *,
-        between: tuple[ModuleT, Callable[[ModuleT, Array], Array]] | None = None,
+        between: tuple[ModuleT, Sequence[Callable[[ModuleT, Array], Array]]] | None = None,
         remat: RematPolicy = "none",
-    ) -> Float[Array, "B L D"]:
-        """All layers. `between`: a stack with one module per group and how to apply it; it stands
-        before the last layer of its group (where Flamingo's cross-attention stands)."""
-        layer = rematerialize(lambda block, x: block(x, context), remat)
+    ) -> list[Float[Array, "B L D"]]:
+        """All layers, for texts of any shapes: each layer's weights are gathered once for all of
+        them, and have one gradient.
 
-        def group(x, stacks):
+        `between`: a stack with one module per group, and how to apply it to each text; it stands
+        before the last layer of its group (where Flamingo's cross-attention stands).
+        """
+
+        def together(applies):
+            return per_layer(
+                lambda module, xs: [a(module, x) for a, x in zip(applies, xs, strict=True)],
+                self.dtype,
+                remat,
+            )
+
+        run = together([lambda block, x, c=context: block(x, c) for context in contexts])
+
+        def layer(block, xs):
+            return run(block, [pin_batch(x) for x in xs])
+
+        def group(xs, stacks):
             blocks, extra = stacks
             for block in blocks[:-1]:
-                x = layer(block, pin_batch(x))
+                xs = layer(block, xs)
             if between is not None:
-                x = rematerialize(between[1], remat)(extra, pin_batch(x))
-            return layer(blocks[-1], pin_batch(x)), None
+                xs = together(between[1])(extra, [pin_batch(x) for x in xs])
+            return layer(blocks[-1], xs), None
 
+        xs = list(texts)
         if self.layers:
             extra = between[0] if between is not None else None
-            x_BLD, _ = jax.lax.scan(group, x_BLD, (list(self.layers), extra))
+            xs, _ = jax.lax.scan(group, xs, (list(self.layers), extra))
         if self.tail is not None:
-            x_BLD, _ = jax.lax.scan(lambda x, b: (layer(b, pin_batch(x)), None), x_BLD, self.tail)
-        return x_BLD
+            xs, _ = jax.lax.scan(lambda xs, block: (layer(block, xs), None), xs, self.tail)
+        return xs
 
     def logits(self, x_BLD: Float[Array, "B L D"]) -> Float[Array, "B L V"]:
-        x_BLD = self.norm(x_BLD)
+        x_BLD = self.norm(pin_batch(x_BLD))
         if self.head is None:
-            return self.embedding.logits(x_BLD)
-        return self.head(x_BLD).astype(jnp.float32)
+            return gather(self.embedding, self.dtype).logits(x_BLD)
+        return gather(self.head, self.dtype)(x_BLD).astype(jnp.float32)
 
     def __call__(
         self, tokens_BL: Int[Array, "B L"], segments_BL: Int[Array, "B L"] | None = None
@@ -244,15 +288,4 @@ class Decoder(nnx.Module):
         if segments_BL is None:
             segments_BL = jnp.ones_like(tokens_BL)
         x_BLD = self.embed(tokens_BL, segments_BL)
-        return self.logits(self.run_layers(x_BLD, self.context(segments_BL)))
-
-
-def rematerialize(apply: Callable, policy: RematPolicy) -> Callable:
-    """`jax.checkpoint` by name: "none" saves everything, "dots" matmul outputs, "full" nothing."""
-    if policy == "none":
-        return apply
-    saved = {
-        "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        "full": jax.checkpoint_policies.nothing_saveable,
-    }
-    return jax.checkpoint(apply, policy=saved[policy])
+        return self.logits(*self.run_layers([x_BLD], [self.context(segments_BL)]))

@@ -1,5 +1,6 @@
 """Flamingo: a vision encoder and a language model, joined by resampler and cross-attention."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -15,8 +16,9 @@ from flamingo_jax.models.cross_attention import (
     GatedCrossAttention,
     visible_image,
 )
-from flamingo_jax.models.decoder import Decoder, DecoderConfig, RematPolicy
-from flamingo_jax.models.layers import stack
+from flamingo_jax.models.decoder import Decoder, DecoderConfig
+from flamingo_jax.models.layers import pin_batch, stack
+from flamingo_jax.models.memory import RematPolicy
 from flamingo_jax.models.resampler import PerceiverResampler, ResamplerConfig
 from flamingo_jax.models.vision import VisionConfig, VisionTransformer
 
@@ -81,29 +83,31 @@ class Flamingo(nnx.Module):
         if not num_images:
             width = self.config.vision.width
             return jnp.zeros((batch, 0, self.config.resampler.num_latents, width), self.dtype)
-        patches_BND = self.vision(rearrange(images, "b t f h w c -> (b t f) h w c"))
-        return self.resampler(
-            rearrange(patches_BND, "(b t f) n d -> b t f n d", b=batch, t=num_images)
-        )
+        remat = self.config.remat
+        patches_BND = self.vision(rearrange(images, "b t f h w c -> (b t f) h w c"), remat=remat)
+        patches_BTFND = rearrange(patches_BND, "(b t f) n d -> b t f n d", b=batch, t=num_images)
+        return pin_batch(self.resampler(patches_BTFND, remat=remat))
 
-    def decode(
-        self,
-        media_BTRD: Float[Array, "B T R D"],
-        tokens_BL: Int[Array, "B L"],
-        segments_BL: Int[Array, "B L"],
-    ) -> Float[Array, "B L V"]:
-        """Logits of text that sees already encoded images."""
-        visible_BL = visible_image(tokens_BL, self.config.image_token, segments_BL)
-        x_BLD = self.decoder.run_layers(
-            self.decoder.embed(tokens_BL, segments_BL),
-            self.decoder.context(segments_BL),
-            between=(
-                self.cross_attention,
-                lambda block, x: block(x, media_BTRD, visible_BL),
-            ),
+    def together(
+        self, batches: Sequence[tuple[Images, Int[Array, "B L"], Int[Array, "B L"]]]
+    ) -> list[Float[Array, "B L V"]]:
+        """Logits of several batches of (images, tokens, segments), each with its own shapes.
+
+        What one call per batch gives, but the language model's weights are gathered once for all,
+        and have one gradient, not one per batch to be added up.
+        """
+        attends = []
+        for images, tokens_BL, segments_BL in batches:
+            media_BTRD = self.encode_images(images)
+            visible_BL = visible_image(tokens_BL, self.config.image_token, segments_BL)
+            attends.append(lambda block, x, m=media_BTRD, v=visible_BL: block(x, m, v))
+        texts = self.decoder.run_layers(
+            [self.decoder.embed(tokens_BL, segments_BL) for _, tokens_BL, segments_BL in batches],
+            [self.decoder.context(segments_BL) for _, _, segments_BL in batches],
+            between=(self.cross_attention, attends),
             remat=self.config.remat,
         )
-        return self.decoder.logits(x_BLD)
+        return [self.decoder.logits(x_BLD) for x_BLD in texts]
 
     def __call__(
         self,
@@ -128,7 +132,7 @@ class Flamingo(nnx.Module):
         lenient = self.config.cross_attention.uniform_beyond_images
         if not lenient and not isinstance(tokens_BL, jax.core.Tracer):
             check_image_count(np.asarray(tokens_BL), self.config.image_token, images.shape[1])
-        return self.decode(self.encode_images(images), tokens_BL, segments_BL)
+        return self.together([(images, tokens_BL, segments_BL)])[0]
 
 
 def check_image_count(
@@ -157,7 +161,10 @@ def weighted_nll(
     `weights_BL[:, i]` weighs the prediction *of* token i (from position i − 1); the first token is
     never predicted. Divide by Σ weights for the mean.
     """
-    logits, targets = logits_BLV[:, :-1].astype(jnp.float32), tokens_BL[:, 1:]
-    log_z = jax.nn.logsumexp(logits, axis=-1)
-    picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    return jnp.sum(weights_BL[:, 1:] * (log_z - picked))
+    # Shifting the targets, and picking by comparison, spares three copies of the logits.
+    targets_BL = jnp.roll(tokens_BL, -1, axis=1)
+    shifted_BL = jnp.roll(weights_BL, -1, axis=1).at[:, -1].set(0)
+    logits_BLV = logits_BLV.astype(jnp.float32)
+    is_target_BLV = jnp.arange(logits_BLV.shape[-1]) == targets_BL[..., None]
+    picked_BL = jnp.sum(jnp.where(is_target_BLV, logits_BLV, 0), axis=-1)
+    return jnp.sum(shifted_BL * (jax.nn.logsumexp(logits_BLV, axis=-1) - picked_BL))

@@ -4,6 +4,7 @@ Paths read like "decoder/layers/0/attention/query/kernel". One flat dict serves 
 checkpoints, sharding rules, conversion and the choice of what is trained.
 """
 
+import dataclasses
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -12,8 +13,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec
 
 from flamingo_jax.models.flamingo import Flamingo, FlamingoConfig
+from flamingo_jax.models.memory import with_specs
 
 Params = dict[str, Any]  # path → jax.Array, or jax.ShapeDtypeStruct where nothing is allocated
 
@@ -28,6 +31,12 @@ class ModelGraph:
     def shapes(self) -> Params:
         """Every parameter's shape and float32 dtype, by path."""
         return {_join(path): leaf.get_value() for path, leaf in nnx.to_flat_state(self.state)}
+
+    def sharded(self, specs: Mapping[str, PartitionSpec]) -> "ModelGraph":
+        """The graph of a model that gathers its weights from where these specs, by path, split them
+        over the mesh in force. Without, XLA decides what moves."""
+        by_path = {path: specs[_join(path)] for path, _ in nnx.to_flat_state(self.state)}
+        return dataclasses.replace(self, state=with_specs(self.state, by_path))
 
     def merge(self, *params: Mapping[str, jax.Array]) -> Any:
         """The model holding these parameters (disjoint dicts, together complete)."""

@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from flamingo_jax.models.layers import FeedForward, layer_norm, linear, pin_batch, stack
+from flamingo_jax.models.memory import RematPolicy, gather, per_layer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +72,9 @@ class PerceiverResampler(nnx.Module):
         self.norm = layer_norm(width, dtype=dtype, rngs=rngs)
         self.dtype = dtype
 
-    def __call__(self, x_BTFND: Float[Array, "B T F N D"]) -> Float[Array, "B T R D"]:
+    def __call__(
+        self, x_BTFND: Float[Array, "B T F N D"], *, remat: RematPolicy = "none"
+    ) -> Float[Array, "B T R D"]:
         """Latents of each image or video. ValueError: more frames or images than embeddings."""
         batch, images, frames = x_BTFND.shape[:3]
         x_BTFND = x_BTFND.astype(self.dtype)
@@ -90,11 +93,11 @@ class PerceiverResampler(nnx.Module):
             shape[axis] = count
             x_BTFND = x_BTFND + table[:count].astype(self.dtype).reshape(shape)
         media_BND = rearrange(x_BTFND, "b t f n d -> (b t) (f n) d")
-        latents_RD = self.latents[...].astype(self.dtype)
+        latents_RD = gather(self.latents, self.dtype)[...].astype(self.dtype)
         latents_BRD = jnp.broadcast_to(latents_RD, (len(media_BND), *latents_RD.shape))
 
-        def body(latents, layer):
-            return layer(pin_batch(latents), media_BND), None
-
-        latents_BRD, _ = jax.lax.scan(body, latents_BRD, self.layers)
+        layer = per_layer(lambda module, x: module(x, media_BND), self.dtype, remat)
+        latents_BRD, _ = jax.lax.scan(
+            lambda x, module: (layer(module, pin_batch(x)), None), latents_BRD, self.layers
+        )
         return rearrange(self.norm(latents_BRD), "(b t) r d -> b t r d", b=batch)

@@ -18,6 +18,7 @@ from flamingo_jax.models.layers import (
     pin_batch,
     stack,
 )
+from flamingo_jax.models.memory import RematPolicy, gather, per_layer
 
 Pixels = UInt8[Array, "*B H W 3"] | Float[Array, "*B H W 3"]
 
@@ -82,29 +83,31 @@ class VisionTransformer(nnx.Module):
         self.patch_size = patch
         self.dtype = dtype
 
-    def _tokens(self, images_BHWC: Pixels) -> Float[Array, "B N D"]:
+    def _tokens(self, images_BHWC: Pixels, remat: RematPolicy = "none") -> Float[Array, "B N D"]:
         patches = rearrange(
             normalize(images_BHWC).astype(self.dtype),
             "b (h p) (w q) c -> b (h w) (p q c)",
             p=self.patch_size,
             q=self.patch_size,
         )
-        x_BND = self.patch_embedding(patches)
+        x_BND = gather(self.patch_embedding, self.dtype)(patches)
         class_BxD = jnp.broadcast_to(
             self.class_embedding[...].astype(x_BND.dtype), (len(x_BND), 1, x_BND.shape[-1])
         )
         x_BND = jnp.concatenate([class_BxD, x_BND], axis=1)
-        x_BND = self.pre_norm(x_BND + self.position_embedding[...].astype(x_BND.dtype))
+        positions_ND = gather(self.position_embedding, self.dtype)[...]
+        x_BND = self.pre_norm(x_BND + positions_ND.astype(x_BND.dtype))
+        layer = per_layer(lambda block, x: block(x, AttentionContext()), self.dtype, remat)
+        return jax.lax.scan(
+            lambda x, block: (layer(block, pin_batch(x)), None), x_BND, self.layers
+        )[0]
 
-        def body(x, block):
-            return block(pin_batch(x), AttentionContext()), None
-
-        return jax.lax.scan(body, x_BND, self.layers)[0]
-
-    def __call__(self, images_BHWC: Pixels) -> Float[Array, "B N D"]:
+    def __call__(
+        self, images_BHWC: Pixels, *, remat: RematPolicy = "none"
+    ) -> Float[Array, "B N D"]:
         """Patch tokens of the last layer, without the class token and before CLIP's last norm:
         what the released OpenFlamingo models were trained on (OpenCLIP ≤ 2.22)."""
-        return self._tokens(images_BHWC)[:, 1:]
+        return self._tokens(images_BHWC, remat)[:, 1:]
 
     def pooled(self, images_BHWC: Pixels) -> Float[Array, "B P"]:
         """CLIP's image embedding, not normalised to unit length."""

@@ -36,12 +36,12 @@ def stream_losses(
 ) -> dict[str, Float[Array, ""]]:
     """Loss of each stream: Σ weight·nll of its tokens over `totals`, the Σ weight it is part of."""
     model = graph.merge(params, frozen)
+    logits = model.together(
+        [(rows["images"], rows["tokens"], rows["segments"]) for rows in batch.values()]
+    )
     return {
-        name: weighted_nll(
-            model(rows["images"], rows["tokens"], rows["segments"]), rows["tokens"], rows["weights"]
-        )
-        / totals[name]
-        for name, rows in batch.items()
+        name: weighted_nll(logits_BLV, rows["tokens"], rows["weights"]) / totals[name]
+        for (name, rows), logits_BLV in zip(batch.items(), logits, strict=True)
     }
 
 

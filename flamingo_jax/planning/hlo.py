@@ -1,0 +1,223 @@
+"""What a compiled program sends and multiplies, from its text; loops counted by their trips."""
+
+import math
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+
+import numpy as np
+
+DTYPE_BITS = {"pred": 8, "bf16": 16, "s4": 4, "u4": 4}  # others end in their width
+COLLECTIVES = (
+    "all-gather",
+    "all-reduce",
+    "reduce-scatter",
+    "all-to-all",
+    "ragged-all-to-all",
+    "collective-permute",
+    "collective-broadcast",
+)
+
+COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
+INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*)$")
+ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
+CALLED = re.compile(r"(?:calls|body|condition|to_apply|async_execution_computation)=%?([\w.\-]+)")
+BRANCHES = re.compile(r"(?:branch_computations|called_computations)=\{([^}]*)\}")
+TRIPS = re.compile(r'"known_trip_count":\s*\{"n":\s*"?(\d+)')
+MATMUL_CALLS = ("cublas", "__onednn", "Eigen", "gemm")
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One line: `%name = result opcode(operands), attributes`."""
+
+    name: str
+    opcode: str
+    result: str  # its type, as text
+    operands: tuple[str, ...]
+    attributes: str
+
+
+@dataclass(frozen=True)
+class Collective:
+    """One instruction that devices run together.
+
+    Attributes:
+      shapes: of the arrays it makes whole, or sums: its larger side, with dtypes.
+      bytes: of that side, on each device.
+      trips: how often the step runs it.
+      groups: devices (their places in the mesh) that take part together, one group per row; empty
+        where the text does not say.
+    """
+
+    kind: str
+    shapes: tuple[str, ...]
+    bytes: int
+    trips: int
+    groups: np.ndarray
+
+    @property
+    def group_size(self) -> int:
+        return self.groups.shape[-1] if self.groups.size else 1
+
+    def crosses(self, node_size: int) -> bool:
+        """Whether a group has devices of several nodes."""
+        nodes = self.groups // node_size
+        return bool((nodes != nodes[..., :1]).any())
+
+    @property
+    def sent_bytes(self) -> float:
+        """What each device sends in the step, by ring algorithms."""
+        size = max(self.group_size, 1)
+        rounds = 2 if self.kind == "all-reduce" else 1
+        return rounds * self.trips * self.bytes * (size - 1) / size
+
+
+class HloProgram:
+    """A compiled program (`compiled.as_text()`), as computations that call each other."""
+
+    def __init__(self, text: str):
+        self.computations: dict[str, list[Instruction]] = {}
+        self.entry = ""
+        current: list[Instruction] = []
+        for line in text.splitlines():
+            if start := COMPUTATION.match(line):
+                current = self.computations.setdefault(start[2], [])
+                if start[1]:
+                    self.entry = start[2]
+            elif instruction := _instruction(line):
+                current.append(instruction)
+        self.trips = self._trips()
+
+    def _trips(self) -> dict[str, int]:
+        """How often each computation runs."""
+        trips: dict[str, int] = defaultdict(int)
+        waiting = [(self.entry, 1)]
+        while waiting:
+            name, times = waiting.pop()
+            trips[name] += times
+            for instruction in self.computations.get(name, ()):
+                if instruction.opcode in COLLECTIVES:
+                    continue  # calls its sum
+                known = TRIPS.search(instruction.attributes)
+                inside = times * (int(known[1]) if instruction.opcode == "while" and known else 1)
+                called = CALLED.findall(instruction.attributes)
+                for branches in BRANCHES.findall(instruction.attributes):
+                    called += [branch.strip().lstrip("%") for branch in branches.split(",")]
+                waiting += [(child, inside) for child in called if child in self.computations]
+        return trips
+
+    def collectives(self) -> list[Collective]:
+        found = []
+        for name, times in self.trips.items():
+            types = {i.name: i.result for i in self.computations[name]}
+            for instruction in self.computations[name]:
+                kind = instruction.opcode.removesuffix("-start")
+                if kind not in COLLECTIVES:
+                    continue
+                given = " ".join(types.get(operand, "") for operand in instruction.operands)
+                result = instruction.result
+                if instruction.opcode.endswith("-start") and kind != "all-reduce":
+                    result = _results_of_start(result)
+                larger = max(given, result, key=_bytes)
+                found.append(
+                    Collective(
+                        kind,
+                        tuple(match[0] for match in ARRAY.finditer(larger)),
+                        _bytes(larger),
+                        times,
+                        _groups(instruction.attributes),
+                    )
+                )
+        return found
+
+    def matmul_bytes(self) -> int:
+        """What all matmuls of the step read and write on one device, if nothing stays in caches."""
+        total = 0
+        for name, times in self.trips.items():
+            types = {i.name: i.result for i in self.computations[name]}
+            for instruction in self.computations[name]:
+                if _is_matmul(instruction):
+                    parts = [instruction.result, *(types.get(o, "") for o in instruction.operands)]
+                    total += times * sum(_bytes(part, skip=("s8", "u8")) for part in parts)
+        return total
+
+
+def _instruction(line: str) -> Instruction | None:
+    found = INSTRUCTION.match(line)
+    if not found:
+        return None
+    name, rest = found.groups()
+    result, _, call = _split(rest, " ")  # the result's type may be a tuple
+    opcode, _, inside = call.partition("(")
+    operands, _, attributes = inside.partition(")")
+    names = tuple(re.findall(r"%([\w.\-]+)", operands))
+    return Instruction(name, opcode.strip(), result, names, attributes)
+
+
+def _bytes(types: str, skip: tuple[str, ...] = ()) -> int:
+    total = 0
+    for dtype, shape in ARRAY.findall(types):
+        if dtype in skip:
+            continue
+        width = re.search(r"\d+", dtype)
+        bits = DTYPE_BITS.get(dtype) or (int(width[0]) if width else 0)
+        total += math.prod(int(size) for size in shape.split(",") if size) * bits // 8
+    return total
+
+
+def _results_of_start(result: str) -> str:
+    """`(operands, results, …)` → `results`, where an asynchronous collective begins."""
+    _, _, rest = _split(result[1:-1], ",")
+    return _split(rest, ",")[0]
+
+
+def _split(text: str, separator: str) -> tuple[str, str, str]:
+    """`text.partition` at the first separator that stands outside of brackets."""
+    depth = 0
+    for index, character in enumerate(text):
+        depth += (character in "({[") - (character in ")}]")
+        if character == separator and not depth:
+            return text[:index], separator, text[index + 1 :]
+    return text, "", ""
+
+
+def _is_matmul(instruction: Instruction) -> bool:
+    if instruction.opcode in ("dot", "convolution"):
+        return True
+    target = re.search(r'custom_call_target="([^"]*)"', instruction.attributes)
+    return (
+        instruction.opcode == "custom-call"
+        and target is not None
+        and any(name in target[1] for name in MATMUL_CALLS)
+    )
+
+
+def _groups(attributes: str) -> np.ndarray:
+    """Devices that take part together, in any of the notations of XLA."""
+    if pairs := re.search(r"source_target_pairs=\{(.*?)\}\}", attributes):
+        return np.array(_integer_lists(pairs[1]))
+    if listed := re.search(r"replica_groups=\{(\{.*?\})\}", attributes):
+        return np.array(_integer_lists(listed[1]))
+    iota = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes)
+    if iota:
+        shape, sizes = ([int(n) for n in part.split(",")] for part in iota.groups()[:2])
+        places = np.arange(math.prod(sizes)).reshape(sizes)
+        if iota[3]:
+            places = places.transpose([int(n) for n in iota[3].split(",")])
+        return places.reshape(shape)
+    mesh = re.search(r"replica_groups=mesh\[(.*?)\](?:\S*)\s*\{(.*?)\}", attributes)
+    if mesh:
+        axes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", mesh[1])}
+        used = [list(axes).index(name) for name in re.findall(r"'(\w+)'", mesh[2])]
+        places = np.arange(math.prod(axes.values())).reshape(tuple(axes.values()))
+        kept = [axis for axis in range(places.ndim) if axis not in used]
+        size = math.prod(places.shape[axis] for axis in used)
+        return places.transpose(kept + used).reshape(-1, size)
+    return np.zeros((0, 1), int)
+
+
+def _integer_lists(text: str) -> list[list[int]]:
+    return [
+        [int(n) for n in part.split(",")] for part in re.findall(r"([\d,]+)", text) if part != ","
+    ]

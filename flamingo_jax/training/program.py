@@ -1,0 +1,165 @@
+"""What a run computes, of shapes alone: nothing is allocated, and the devices need not be there."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from flamingo_jax.config import Config
+from flamingo_jax.errors import UserError
+from flamingo_jax.models.flamingo import FlamingoConfig
+from flamingo_jax.models.layers import TENSOR_AXIS
+from flamingo_jax.models.params import (
+    ModelGraph,
+    Params,
+    cast,
+    flamingo_graph,
+    init_params,
+    select,
+)
+from flamingo_jax.training.optimizer import make_optimizer
+from flamingo_jax.training.sharding import make_mesh, parameter_spec, row_shards, tree_shardings
+from flamingo_jax.training.step import TrainState, init_state, make_train_step
+
+
+@dataclass(frozen=True)
+class Program:
+    """The training step of a config on a mesh, and what it works on.
+
+    Attributes:
+      trained: paths of trained parameters.
+      random_state: key → (state, frozen); to be jitted with the shardings below.
+      state_shapes, frozen_shapes: of `jax.ShapeDtypeStruct`.
+      state_shardings, frozen_shardings: where each leaf lies.
+      train_step: jitted (state, frozen, batch) → (state, metrics); consumes `state`. To be called,
+        traced and lowered under `jax.set_mesh(mesh)`.
+    """
+
+    mesh: Mesh
+    graph: ModelGraph
+    trained: frozenset[str]
+    optimizer: optax.GradientTransformation
+    random_state: Callable[[jax.Array], tuple[TrainState, Params]]
+    state_shapes: TrainState
+    frozen_shapes: Params
+    state_shardings: TrainState
+    frozen_shardings: Params
+    train_step: Any
+
+
+def build_program(config: Config, devices: list[jax.Device] | None = None) -> Program:
+    """The step of this config on these devices (default: all), without its data.
+
+    Raises:
+      UserError: the config does not fit itself or the devices; it names the key to change.
+    """
+    with naming("config.mesh"):
+        mesh = make_mesh(config.mesh, devices)
+    _check_batch_sizes(config, row_shards(mesh))
+    _check_heads(config.model, mesh.shape[TENSOR_AXIS])
+
+    graph = flamingo_graph(config.model)
+    shapes = graph.shapes()
+    with naming("config.trainable"):
+        trained = select(shapes, config.trainable)
+    with naming("config.optimizer.decay"):
+        optimizer = make_optimizer(
+            config.optimizer, config.num_steps, {path: shapes[path] for path in trained}
+        )
+    random_state = partial(_random_state, config, trained, optimizer)
+    state_shapes, frozen_shapes = jax.eval_shape(random_state, jax.random.key(config.seed))
+    state_shardings, frozen_shardings = tree_shardings((state_shapes, frozen_shapes), mesh)
+    step = make_train_step(
+        graph.sharded({p: parameter_spec(p, leaf.shape, mesh) for p, leaf in shapes.items()}),
+        optimizer,
+        {name: stream.weight for name, stream in config.streams.items()},
+        config.accumulation_steps,
+        config.optimizer.clip_norm if config.compat == "openflamingo" else None,
+    )
+    return Program(
+        mesh=mesh,
+        graph=graph,
+        trained=trained,
+        optimizer=optimizer,
+        random_state=random_state,
+        state_shapes=state_shapes,
+        frozen_shapes=frozen_shapes,
+        state_shardings=state_shardings,
+        frozen_shardings=frozen_shardings,
+        train_step=jax.jit(
+            step,
+            in_shardings=(state_shardings, frozen_shardings, None),
+            out_shardings=(state_shardings, None),
+            donate_argnums=0,
+        ),
+    )
+
+
+def batch_shapes(config: Config) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+    """Shapes of one update's batch of every stream, over all devices."""
+    size = config.model.vision.image_size
+    shapes = {}
+    for name, stream in config.streams.items():
+        text = stream.batch_size, stream.row_length
+        images = stream.batch_size, stream.row_images, 1, size, size, 3
+        shapes[name] = {
+            "images": jax.ShapeDtypeStruct(images, jnp.uint8),
+            "tokens": jax.ShapeDtypeStruct(text, jnp.int32),
+            "segments": jax.ShapeDtypeStruct(text, jnp.int32),
+            "weights": jax.ShapeDtypeStruct(text, jnp.float32),
+        }
+    return shapes
+
+
+@contextmanager
+def naming(key: str) -> Iterator[None]:
+    """A ValueError inside becomes a UserError that begins with the config key."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(f"{key}: {error}") from None
+
+
+def _random_state(
+    config: Config,
+    trained: frozenset[str],
+    optimizer: optax.GradientTransformation,
+    key: jax.Array,
+) -> tuple[TrainState, Params]:
+    params = init_params(config.model, key)
+    frozen = {path: value for path, value in params.items() if path not in trained}
+    state = init_state({path: params[path] for path in trained}, optimizer)
+    return state, cast(frozen, config.frozen_dtype)
+
+
+def _check_heads(model: FlamingoConfig, size: int) -> None:
+    """A head that lies on two devices would be gathered in every layer."""
+    heads = {
+        "vision.num_heads": model.vision.num_heads,
+        "resampler.num_heads": model.resampler.num_heads,
+        "decoder.num_heads": model.decoder.num_heads,
+        "decoder.num_kv_heads": model.decoder.kv_heads,
+        "cross_attention.num_heads": model.cross_attention.num_heads,
+    }
+    for key, count in heads.items():
+        if count % size:
+            raise UserError(
+                f"config.mesh.tensor is {size}, which does not divide config.model.{key} {count}"
+            )
+
+
+def _check_batch_sizes(config: Config, row_parts: int) -> None:
+    parts = row_parts * config.accumulation_steps
+    for name, stream in config.streams.items():
+        if stream.batch_size % parts:
+            raise UserError(
+                f"config.streams.{name}.batch_size is {stream.batch_size}, which does not divide "
+                f"by {row_parts} devices × {config.accumulation_steps} accumulation steps: "
+                f"choose a multiple of {parts}"
+            )

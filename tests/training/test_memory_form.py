@@ -1,0 +1,129 @@
+"""What the compiled step of a model split over eight devices moves and keeps."""
+
+import math
+import re
+
+import jax
+import pytest
+from jax.extend import core
+
+from flamingo_jax.config import Config
+from flamingo_jax.planning.account import abstract_arguments
+from flamingo_jax.planning.hlo import HloProgram
+from flamingo_jax.schema import build
+from flamingo_jax.training.program import build_program
+from flamingo_jax.training.sharding import STACKED
+from tests import tiny
+
+
+def config_of(remat: str) -> Config:
+    """Every matrix is large enough to be split, and every kind of matrix has its own shape."""
+    values = tiny.get_config().to_dict()
+    model = values["model"]
+    model["vision"].update(width=96, num_layers=2, mlp_width=320)
+    model["resampler"].update(num_layers=2, num_heads=2, head_dim=40, feed_forward_multiple=3)
+    model["decoder"].update(width=128, num_layers=5, mlp_width=384, vocab_size=40)
+    model["cross_attention"].update(interval=2, num_heads=2, head_dim=88)
+    model["remat"] = remat
+    values["mesh"] = {"data": 1, "fsdp": 8}
+    return build(Config, values)
+
+
+@pytest.fixture(scope="module")
+def step():
+    """(config, program, compiled program) with remat per layer."""
+    config = config_of("full")
+    program, traced = trace(config)
+    return config, program, HloProgram(traced.lower().compile().as_text())
+
+
+def trace(config):
+    program = build_program(config)
+    with jax.set_mesh(program.mesh):
+        return program, program.train_step.trace(*abstract_arguments(config, program))
+
+
+def layer_shapes(program, paths) -> dict[str, tuple[int, ...]]:
+    """Sorted shapes of split parameters while their layer computes, by path."""
+    placed = {**program.state_shardings.params, **program.frozen_shardings}
+    return {
+        path: tuple(sorted(leaf.shape[bool(STACKED.search(path)) :]))
+        for path, leaf in program.graph.shapes().items()
+        if path in paths and "fsdp" in placed[path].spec
+    }
+
+
+def shape_of(array: str) -> tuple[int, ...]:
+    return tuple(int(n) for n in re.search(r"\[(.*)\]", array)[1].split(",") if n)
+
+
+def moved(hlo, kinds) -> list[tuple[tuple[int, ...], int]]:
+    """Sorted shape (compilers transpose) of everything that these collectives make whole or sum,
+    and how often."""
+    return [
+        (tuple(sorted(shape_of(array))), collective.trips)
+        for collective in hlo.collectives()
+        if collective.kind in kinds
+        for array in collective.shapes
+    ]
+
+
+def test_every_weight_is_gathered_one_layer_at_a_time(step):
+    config, program, hlo = step
+    allowed = layer_shapes(program, program.graph.shapes())
+    gathered = moved(hlo, ["all-gather"])
+    assert {shape for shape, _ in gathered} <= set(allowed.values())
+    up = allowed["decoder/layers/0/mlp/up/kernel"]
+    times = sum(trips for shape, trips in gathered if shape == up)
+    # For all streams together, all five layers forward and again backward.
+    assert len(config.streams) == 2
+    assert times == 2 * config.model.decoder.num_layers
+
+
+def test_no_activation_moves(step):
+    _, _, hlo = step
+    kinds = {collective.kind for collective in hlo.collectives()}
+    assert kinds <= {"all-gather", "all-reduce", "reduce-scatter"}
+
+
+def test_only_trained_weights_are_reduced(step):
+    _, program, hlo = step
+    trained = layer_shapes(program, program.trained)
+    frozen = layer_shapes(program, program.graph.shapes().keys() - program.trained)
+    summed = {shape for shape, _ in moved(hlo, ["all-reduce", "reduce-scatter"])}
+    missing = {path for path, shape in trained.items() if shape not in summed}
+    assert not missing, summed
+    assert not summed & (set(frozen.values()) - set(trained.values()))
+
+
+def test_state_is_of_trained_weights_alone(step):
+    _, program, _ = step
+    sizes = {path: math.prod(leaf.shape) for path, leaf in program.graph.shapes().items()}
+    trained = sum(sizes[path] for path in program.trained)
+    state = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(program.state_shapes))
+    assert trained < 0.5 * sum(sizes.values())
+    assert state == pytest.approx(3 * trained, abs=8)  # weights, two moments, counters
+
+
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+def test_no_loop_keeps_a_copy_of_the_weights(remat):
+    """Neither of the frozen stacks nor of what was gathered."""
+    program, traced = trace(config_of(remat))
+    frozen = program.graph.shapes().keys() - program.trained
+    shapes = {path: program.graph.shapes()[path].shape for path in frozen if STACKED.search(path)}
+    large = {shape for shape in shapes.values() if len(shape) == 3}
+    kept = {v.aval.shape for eqn in scans(traced.jaxpr.jaxpr) for v in eqn.outvars}
+    assert large
+    assert not kept & large
+
+
+def scans(jaxpr: core.Jaxpr):
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "scan":
+            yield eqn
+        for value in eqn.params.values():
+            for item in value if isinstance(value, (list, tuple)) else (value,):
+                if isinstance(item, core.ClosedJaxpr):
+                    yield from scans(item.jaxpr)
+                elif isinstance(item, core.Jaxpr):
+                    yield from scans(item)
