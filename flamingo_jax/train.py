@@ -26,7 +26,7 @@ from flamingo_jax.training.profile import Profile
 from flamingo_jax.training.setup import Run, set_up
 from flamingo_jax.training.sharding import host_part, to_device
 from flamingo_jax.training.signals import StopOnSignal
-from flamingo_jax.training.speed import Speed
+from flamingo_jax.training.speed import Speed, seconds_at_peak
 from flamingo_jax.training.step import TrainState
 from flamingo_jax.training.watchdog import Watchdog
 
@@ -55,7 +55,12 @@ def train(config: Config, workdir: Path, devices: list[jax.Device] | None = None
 
     own = workdir if distributed.is_first() else None  # what one process writes for all
     writer = MetricWriter(own, start=start, num_steps=config.num_steps)
-    speed = Speed(own and own / "ledger.jsonl", start=start, per_step=_per_step(config))
+    speed = Speed(
+        own and own / "ledger.jsonl",
+        start=start,
+        per_step=_per_step(config),
+        seconds_at_peak=seconds_at_peak(config, list(run.mesh.devices.flat)),
+    )
     profile = Profile(workdir / "profile", config.profile_steps if own else ())
     reader = _read(run, workdir, start)
     feed = Feed(reader, config.num_steps - start)

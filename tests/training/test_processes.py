@@ -31,7 +31,14 @@ pytestmark = pytest.mark.slow
 class Launch:
     """`python -m launch.local` with a training command, its output in a file."""
 
-    def __init__(self, workdir: Path, model: str, processes: int, *changes: str):
+    def __init__(
+        self,
+        workdir: Path,
+        model: str,
+        processes: int,
+        *changes: str,
+        command: tuple[str, ...] = ("-m", "flamingo_jax.train"),
+    ):
         workdir.mkdir(exist_ok=True)
         self.workdir = workdir
         self._path = workdir / "output.txt"
@@ -41,7 +48,7 @@ class Launch:
                 [
                     *(sys.executable, "-m", "launch.local", "--processes", str(processes)),
                     *("--devices-per-process", str(8 // processes), "--grace", str(TIME_OUT)),
-                    *("--", sys.executable, "-m", "flamingo_jax.train"),
+                    *("--", sys.executable, *command),
                     *("--config=tests/wide.py", f"--workdir={workdir}"),
                     *(f"--config.init_from={model}", *(f"--config.{c}" for c in changes)),
                 ],
@@ -150,6 +157,34 @@ def test_two_processes_stop_together_and_go_on_bit_for_bit(two_processes, model,
     jax.tree.map(
         np.testing.assert_array_equal, final_state(tmp_path), final_state(two_processes.workdir)
     )
+
+
+RUNS_DRY = """
+import os
+from flamingo_jax import cli
+from flamingo_jax.data.pipeline import StepSource
+from flamingo_jax.train import main
+
+read = StepSource.read
+
+def fail_on_one_host(self, step):
+    if step == 6 and os.environ["JAX_PROCESS_ID"] == "1":
+        raise OSError("the disk with the data is gone")
+    return read(self, step)
+
+StepSource.read = fail_on_one_host
+cli.run(main)
+"""
+
+
+def test_data_that_fails_on_one_host_stops_all_with_an_error(model, tmp_path):
+    launch = Launch(tmp_path, model, 2, "mesh.fsdp=4", command=("-c", RUNS_DRY))
+    begin = time.monotonic()
+    assert launch.status() != 0
+    assert time.monotonic() < begin + 300
+    assert "[1] OSError: the disk with the data is gone" in launch.output
+    assert "[0] error: process 1 failed; see what it printed" in launch.output
+    assert len(read_metrics(tmp_path)) == 6  # the batches before it were used
 
 
 def test_a_process_that_hangs_ends_the_others_with_their_stacks(model, tmp_path):

@@ -1,9 +1,14 @@
 import json
+from types import SimpleNamespace
 
 import pytest
 
+from flamingo_jax.config import Config
+from flamingo_jax.schema import build
 from flamingo_jax.training import speed
-from flamingo_jax.training.speed import Speed, read_ledger
+from flamingo_jax.training.flops import step_flops
+from flamingo_jax.training.speed import Speed, read_ledger, seconds_at_peak
+from tests import tiny
 
 
 class Clock:
@@ -25,9 +30,7 @@ def clock(monkeypatch):
 
 
 def test_rates_and_shares_of_the_time(clock, tmp_path):
-    facts = Speed(
-        tmp_path / "ledger", start=0, per_step={"tokens": 50}, flops_per_step=3e12, peak_flops=12e12
-    )
+    facts = Speed(tmp_path / "ledger", start=0, per_step={"tokens": 50}, seconds_at_peak=0.25)
     clock.now += 20  # start-up and compilation
     facts.begin(1)
     assert facts.facts(1) == {}
@@ -71,6 +74,17 @@ def test_the_ledger_survives_restarts_and_lost_steps_do_not_count(clock, tmp_pat
         10,
         21,
     ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "peak"),
+    [("NVIDIA A100-SXM4-40GB", 312e12), ("TPU v5 lite", 197e12), ("TPU v5", 459e12)],
+)
+def test_the_fastest_possible_step(kind, peak):
+    config = build(Config, tiny.get_config().to_dict())
+    device = SimpleNamespace(device_kind=kind)
+    assert seconds_at_peak(config, [device] * 4) == step_flops(config).total / (4 * peak)
+    assert seconds_at_peak(config, [SimpleNamespace(device_kind="cpu")]) is None
 
 
 def test_a_process_that_does_not_log_writes_no_ledger(clock, tmp_path):

@@ -233,6 +233,18 @@ def test_sigterm_saves_and_exits_with_0(command, uninterrupted, tmp_path):
     assert_same_run(tmp_path, uninterrupted)
 
 
+def test_a_signal_during_compilation_saves_and_exits_with_0(command, tmp_path):
+    """SIGUSR1 is what SLURM sends ahead of a job's end."""
+    process = command(tmp_path)
+    lines = [process.stdout.readline()]
+    assert "frozen parameters on 1 cpu device(s)" in lines[0]  # what compiles comes next
+    process.send_signal(signal.SIGUSR1)
+    out = finish(process)
+    stopped = int(out.split("stopped by SIGUSR1 after step ")[1].split(";")[0])
+    assert stopped <= 3
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == [str(stopped)]
+
+
 def read_metrics_until_damage(workdir: Path) -> list[str]:
     return (workdir / "metrics.jsonl").read_text().splitlines()
 
