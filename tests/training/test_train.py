@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,10 +25,12 @@ from flamingo_jax.models.params import flamingo_graph
 from flamingo_jax.schema import build
 from flamingo_jax.train import train
 from flamingo_jax.training.checkpoint import Checkpointer
+from flamingo_jax.training.fingerprint import fingerprints
 from flamingo_jax.training.metrics import read_metrics
 from flamingo_jax.training.setup import set_up
 from flamingo_jax.training.sharding import MeshConfig, to_device
 from tests import tiny
+from tests.training.test_checkpoint import files_no_larger_than
 
 ROOT = Path(__file__).parents[2]
 CONFIG = build(Config, tiny.get_config().to_dict())
@@ -165,6 +168,42 @@ def test_a_model_directory_of_another_model_is_refused(model_directory):
     config = dataclasses.replace(CONFIG, model=model, init_from=str(model_directory[0]))
     with pytest.raises(UserError, match="differ in 9 parameters, such as decoder/layers/0/mlp"):
         set_up(config)
+
+
+def test_a_resume_beside_other_frozen_weights_is_refused(model_directory, tmp_path):
+    weights = dict(model_directory[1])
+
+    def write() -> None:
+        leaves = {p: Leaf(w.shape, (w,), stacked=False) for p, w in weights.items()}
+        write_directory(tmp_path / "model", CONFIG.model, Origin("mpt", {}, {}, {}), leaves)
+
+    write()
+    config = dataclasses.replace(CONFIG, init_from=str(tmp_path / "model"))
+    run = set_up(config, jax.devices()[:1])
+    state, frozen = run.make_state()
+    with closing(Checkpointer(tmp_path / "run", keep=1)) as checkpointer:
+        checkpointer.save(1, state, {"frozen": fingerprints(frozen)})
+    path = "decoder/layers/0/mlp/up/kernel"
+    weights[path] = weights[path].copy()
+    weights[path][0, 3, 5] *= 1.01  # the next bfloat16
+    shutil.rmtree(tmp_path / "model")
+    write()
+    with pytest.raises(UserError, match=f"checkpoint of step 1 .* 1 differ, such as {path}"):
+        train(config, tmp_path / "run", jax.devices()[:1])
+
+
+def test_a_full_disk_stops_the_run_with_its_cause(trained, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(trained, workdir)
+    shutil.rmtree(workdir / "checkpoints/6")
+    with (
+        files_no_larger_than(2**14),
+        pytest.raises(UserError, match=r"step 6 could not be saved .*File too large.* of step 4$"),
+    ):
+        train(CONFIG, workdir, jax.devices()[:1])
+    train(CONFIG, workdir, jax.devices()[:1])  # room again
+    assert (workdir / "metrics.jsonl").read_text() == (trained / "metrics.jsonl").read_text()
+    jax.tree.map(np.testing.assert_array_equal, final_params(workdir), final_params(trained))
 
 
 @pytest.fixture(scope="module")
