@@ -1,0 +1,61 @@
+"""Collectives of a program given as text, in the notations of XLA's compilers."""
+
+from flamingo_jax.planning.hlo import HloProgram
+
+TEXT = """
+HloModule jit_step, is_scheduled=true
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+%body (state: (s32[], bf16[4,8])) -> (s32[], bf16[4,8]) {
+  %state = (s32[], bf16[4,8]) parameter(0)
+  %shard = bf16[4,8]{1,0} get-tuple-element(%state), index=1
+  %gather = (bf16[4,8]{1,0}, bf16[32,8]{1,0}) all-gather-start(%shard), replica_groups=mesh['a'=8,'b'=1] {'a'}, dimensions={0}
+  %whole = bf16[32,8]{1,0} all-gather-done(%gather)
+  %product = bf16[4,32]{1,0} dot(%shard, %whole), lhs_contracting_dims={1}, rhs_contracting_dims={1}
+  ROOT %next = (s32[], bf16[4,8]) tuple(%counter, %shard)
+}
+
+%done (state: (s32[], bf16[4,8])) -> pred[] {
+  %state = (s32[], bf16[4,8]) parameter(0)
+  ROOT %more = pred[] compare(%i, %n), direction=LT
+}
+
+ENTRY %main (x: bf16[4,8], g: f32[16,8]) -> f32[2,8] {
+  %x = bf16[4,8]{1,0} parameter(0)
+  %g = f32[16,8]{1,0} parameter(1)
+  %loop = (s32[], bf16[4,8]) while(%start), condition=%done, body=%body, backend_config={"known_trip_count":{"n":"5"}}
+  %summed = f32[] all-reduce(%loss), replica_groups=[2,4]<=[4,2]T(1,0), to_apply=%add
+  ROOT %mine = f32[2,8]{1,0} reduce-scatter(%g), replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}, to_apply=%add
+}
+"""  # noqa: E501
+
+
+def test_collectives_are_counted_by_the_trips_of_their_loop():
+    gather, reduce, scatter = sorted(HloProgram(TEXT).collectives(), key=lambda c: c.kind)
+    assert (gather.kind, gather.shapes, gather.bytes, gather.trips) == (
+        "all-gather",
+        ("bf16[32,8]",),
+        32 * 8 * 2,
+        5,
+    )
+    assert gather.sent_bytes == 5 * 32 * 8 * 2 * 7 / 8
+    assert (reduce.kind, reduce.shapes, reduce.trips) == ("all-reduce", ("f32[]",), 1)
+    assert reduce.sent_bytes == 2 * 4 * 3 / 4
+    assert (scatter.kind, scatter.shapes) == ("reduce-scatter", ("f32[16,8]",))
+
+
+def test_groups_tell_what_crosses_nodes():
+    gather, reduce, scatter = sorted(HloProgram(TEXT).collectives(), key=lambda c: c.kind)
+    assert reduce.groups.tolist() == [[0, 2, 4, 6], [1, 3, 5, 7]]
+    assert gather.groups.tolist() == scatter.groups.tolist() == [list(range(8))]
+    assert gather.crosses(4)
+    assert not gather.crosses(8)
+
+
+def test_matmul_traffic_is_operands_and_results():
+    assert HloProgram(TEXT).matmul_bytes() == 5 * 2 * (4 * 8 + 32 * 8 + 4 * 32)
