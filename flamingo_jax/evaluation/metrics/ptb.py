@@ -145,7 +145,7 @@ def tokens(text: str) -> list[str]:
         else:
             token, length = _furthest(text, position)
             position += length
-            if token is not None:
+            if token:  # a lone soft hyphen is an empty word
                 found.append(token.lower())
     return found
 

@@ -83,6 +83,7 @@ def _stem(
 def _plurals_by_ending(words: list[str]) -> list[bool]:
     return [
         w.lower() in IRREGULAR_PLURALS
+        or w.endswith(("women", "smen", "remen", "cemen"))
         or (len(w) > 3 and w.endswith("s") and not w.endswith(("ss", "us", "is", "'s")))
         for w in words
     ]

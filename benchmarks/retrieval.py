@@ -1,0 +1,103 @@
+"""Time and memory of exact RICES search, beside a plain numpy search in the same run.
+
+Features are a memory-mapped float16 file of random unit vectors. The plain search holds them in
+float32 and sorts every product; it looks at a part of the queries, and its time is given for all.
+
+    python -m benchmarks.retrieval --json retrieval.json
+"""
+
+import argparse
+import json
+import multiprocessing
+import resource
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from numpy.lib.format import open_memmap
+
+
+def unit(array: np.ndarray) -> np.ndarray:
+    return array / np.linalg.norm(array, axis=-1, keepdims=True)
+
+
+def write_features(path: Path, rows: int, width: int, chunk: int = 50_000) -> None:
+    rng = np.random.default_rng(0)
+    features = open_memmap(path, mode="w+", dtype=np.float16, shape=(rows, width))
+    for start in range(0, rows, chunk):
+        shape = (min(chunk, rows - start), width)
+        features[start : start + chunk] = unit(rng.standard_normal(shape, np.float32))
+    features.flush()
+
+
+def peak_bytes() -> int:
+    """Highest memory of this process without the pages of mapped files (Linux)."""
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    kib = {line.split(":")[0]: line.split()[1] for line in status.read_text().splitlines()}
+    return 1024 * (int(kib["VmHWM"]) - int(kib["RssFile"]))
+
+
+def search(path: Path, query: np.ndarray, k: int) -> np.ndarray:
+    from flamingo_jax.evaluation.retrieval import top_k
+
+    return top_k(query, np.load(path, mmap_mode="r"), k)
+
+
+def plain(path: Path, query: np.ndarray, k: int) -> np.ndarray:
+    features = np.load(path).astype(np.float32)
+    return np.stack([np.argsort(-(features @ q), kind="stable")[:k] for q in query])
+
+
+def measure(function, path: Path, query: np.ndarray, k: int, sender) -> None:
+    start = time.perf_counter()
+    found = function(path, query, k)
+    sender.send((found, time.perf_counter() - start, peak_bytes()))
+
+
+def in_own_process(function, *args) -> tuple[np.ndarray, float, int]:
+    """Result, seconds and peak memory, in a process of its own so that memory is not shared."""
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=measure, args=(function, *args, sender))
+    process.start()
+    result = receiver.recv()
+    process.join()
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--width", type=int, default=768)
+    parser.add_argument("--queries", type=int, default=1_000)
+    parser.add_argument("--plain-queries", type=int, default=20)
+    parser.add_argument("--k", type=int, default=32)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    rng = np.random.default_rng(1)
+    query = unit(rng.standard_normal((args.queries, args.width), np.float32))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "features.npy"
+        write_features(path, args.rows, args.width)
+        found, seconds, peak = in_own_process(search, path, query, args.k)
+        few = min(args.plain_queries, args.queries)
+        expected, plain_seconds, plain_peak = in_own_process(plain, path, query[:few], args.k)
+    result = {
+        **{name: getattr(args, name) for name in ("rows", "width", "queries", "k")},
+        "seconds": round(seconds, 1),
+        "peak_mib": round(peak / 2**20),
+        "plain_seconds_per_query": round(plain_seconds / few, 3),
+        "plain_seconds_for_all": round(plain_seconds / few * args.queries, 1),
+        "plain_peak_mib": round(plain_peak / 2**20),
+        "same_rows": float(np.mean(found[:few] == expected)),
+    }
+    print(json.dumps(result, indent=2))
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
