@@ -21,14 +21,16 @@ from flamingo_jax.model_directory import load
 from flamingo_jax.training.sharding import make_mesh
 
 
-def open_model(folder: Path, config: FewShotConfig) -> Model:
-    """A model directory on this process's devices.
+def open_model(
+    folder: Path, config: FewShotConfig, devices: list[jax.Device] | None = None
+) -> Model:
+    """A model directory on these devices (default: all of this process).
 
     Raises:
       UserError: no model directory, or a mesh that does not fit the devices.
     """
     try:
-        mesh = make_mesh(config.mesh, jax.local_devices())
+        mesh = make_mesh(config.mesh, devices or jax.local_devices())
     except ValueError as error:
         raise UserError(f"config.mesh: {error}") from None
     loaded = load(folder, mesh, config.compat or None)

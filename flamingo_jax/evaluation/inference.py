@@ -113,7 +113,7 @@ class Asker:
 
     def _arrays(
         self, prompts: Sequence[Prompt]
-    ) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], np.ndarray]:
+    ) -> tuple[tuple[Any, np.ndarray, np.ndarray], np.ndarray]:
         """(images, tokens, segments) and the number of each row's images."""
         rows = [*prompts, *[prompts[-1]] * (self._batch_size - len(prompts))]
         ids = [self._model.encode(prompt.text, True) for prompt in rows]

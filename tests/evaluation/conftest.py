@@ -1,10 +1,17 @@
+import json
+
+import jax
 import numpy as np
 import pytest
+from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from flamingo_jax.conversion.tokenizer import grow
 from flamingo_jax.conversion.weights import Leaf
+from flamingo_jax.evaluation.command import open_model
+from flamingo_jax.evaluation.config import FewShotConfig
+from flamingo_jax.evaluation.tasks import TASKS
 from flamingo_jax.model_directory import Origin, write_directory
 from tests.conftest import random_params, small_config
 from tests.evaluation import fake_data
@@ -19,8 +26,8 @@ def fake_root(tmp_path_factory):
 
 
 WORDS = """
-    </s> A cat dog bus kite boat horse mat road lawn beach red blue old small on a is near the photo of
-    yes no two 2 3 white gray light surfing riding bike surf ride unanswerable can B C D E stone
+    </s> A cat dog bus kite boat horse mat road lawn beach red blue old small on a is near the photo
+    of yes no two 2 3 white gray light surfing riding bike surf ride unanswerable can B C D E stone
     feather glass tench goldfish great shark Output Question Answer Short answer . , : ' ? ( ) seven
 """
 
@@ -57,3 +64,52 @@ def model_folder(tokenizer, tmp_path_factory):
     folder = tmp_path_factory.mktemp("model") / "tiny"
     write_directory(folder, config, Origin("mpt", {}, {}, {}), leaves, tokenizer)
     return folder
+
+
+SHORT = {"max_new_tokens": 3, "num_beams": 1}  # one program for all that generates, but beams
+
+
+@pytest.fixture(scope="session")
+def settings(fake_root):
+    """A config over the fake data, with these replaced."""
+
+    def make(*tasks, **replaced):
+        options = {name: SHORT if TASKS[name]().max_new_tokens else {} for name in tasks}
+        values = {"data_root": str(fake_root), "tasks": options, "shots": (0, 2, 4), "ensemble": 2}
+        return FewShotConfig(**values | replaced)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def on_devices(model_folder, settings):
+    """The tiny model on one device and on eight."""
+    return {
+        count: open_model(model_folder, settings(), jax.local_devices()[:count]) for count in (1, 8)
+    }
+
+
+def by_color(task, data, queries, pool, k):
+    """A stand-in for RICES: images are as similar as their colours."""
+
+    def colors(examples):
+        images = (Image.open(data / e.image).resize((1, 1)).getpixel((0, 0)) for e in examples)
+        return np.array(list(images), float)
+
+    distances = np.linalg.norm(colors(queries)[:, None] - colors(pool), axis=-1)
+    return np.argsort(distances, axis=1, kind="stable")[:, :k]
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def answers(out):
+    """What was answered and how it was scored, of every setting."""
+    return {
+        str(path.parent.relative_to(out)): (
+            json.loads((path.parent / "score.json").read_text())["score"],
+            [(r["id"], r["prompt"], r["raw"], r["score"]) for r in lines(path)],
+        )
+        for path in sorted(out.glob("*/*/examples.jsonl"))
+    }
