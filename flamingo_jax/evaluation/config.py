@@ -32,6 +32,10 @@ class FewShotConfig:
       compat: see `flamingo_jax.load`.
       rices_model: directory of the CLIP whose features RICES compares.
       feature_cache: where those features are kept.
+      batch_size: prompts asked together.
+      round_length: prompts are padded to a multiple of so many tokens: more padding, but fewer
+        programs to compile.
+      mesh: devices of each process.
     """
 
     data_root: str = "data/eval"
@@ -51,6 +55,7 @@ class FewShotConfig:
     rices_model: str = ""
     feature_cache: str = "data/eval/features"
     batch_size: int = 8
+    round_length: int = 64
     mesh: MeshConfig = field(default_factory=MeshConfig)
 
     def __post_init__(self) -> None:
@@ -58,8 +63,8 @@ class FewShotConfig:
             make_task(name, options)
         if min(self.shots, default=0) < 0 or min(self.seeds, default=0) < 0:
             raise ValueError("shots and seeds are at least 0")
-        if self.batch_size < 1 or self.ensemble < 1:
-            raise ValueError("batch_size and ensemble are at least 1")
+        if min(self.batch_size, self.ensemble, self.round_length) < 1:
+            raise ValueError("batch_size, ensemble and round_length are at least 1")
         if self.demonstrations == "rices" and not self.rices_model:
             raise ValueError(
                 "demonstrations are 'rices', but rices_model is not given: name the directory of a "

@@ -1,19 +1,25 @@
 """The digits demo, evaluated: a table, a plot and a picture of prompts."""
 
+import dataclasses
 import json
-from collections.abc import Sequence
+import math
+import shutil
 from pathlib import Path
 
 import jax
 
 from flamingo_jax.config import Config
 from flamingo_jax.errors import UserError
-from flamingo_jax.evaluation import digits, report
+from flamingo_jax.evaluation import demo_pictures, harness
+from flamingo_jax.evaluation.config import FewShotConfig
+from flamingo_jax.evaluation.inference import model_of_run
+from flamingo_jax.evaluation.results import Record, folder_name, read_lines
 from flamingo_jax.schema import build
 from flamingo_jax.training.checkpoint import Checkpointer, state_shapes
 from flamingo_jax.training.setup import set_up
 
 SHOTS_SHOWN = (1, 2, 4)
+SEED = 0
 
 
 def evaluate(workdir: Path) -> Path:
@@ -34,36 +40,51 @@ def evaluate(workdir: Path) -> Path:
         state, frozen = run.make_state()
         state, _ = checkpointer.restore(state_shapes(state, run.state_shardings))
         checkpointer.close()
-        naming, binding = digits.evaluate(
-            run.graph,
-            {**state.params, **frozen},
-            run.tokens,
-            config.evaluation,
-            image_size=config.model.vision.image_size,
-        )
-    return write_results(workdir, naming, binding)
+    model = model_of_run(run.graph, {**state.params, **frozen}, run.tokens, run.mesh)
+
+    asked = config.evaluation
+    split = {"split": asked.split}
+    naming = FewShotConfig(
+        tasks={"digits": split}, shots=(0,), seeds=(SEED,), batch_size=asked.batch_size
+    )
+    names = {"digit_names": {**split, "num_prompts": asked.num_examples}}
+    binding = dataclasses.replace(naming, tasks=names, shots=asked.shots)
+    out = workdir / "few_shot"
+    shutil.rmtree(out, ignore_errors=True)  # of an earlier checkpoint
+    for part in (naming, binding):
+        harness.evaluate(model, part, out)
+    return write_results(workdir, out, asked.shots)
 
 
-def write_results(
-    workdir: Path,
-    naming: Sequence[digits.Answered],
-    binding: dict[int, list[digits.Answered]],
-) -> Path:
+def write_results(workdir: Path, out: Path, shots: tuple[int, ...]) -> Path:
     """Print the table; write plot, picture and results.json; give the path of the last."""
-    named = digits.score(naming)
-    bound = {shots: digits.score(answers) for shots, answers in binding.items()}
-    print(report.table(named, bound))
-    report.plot_binding(bound, workdir / "binding.png")
-    shots_shown = [shots for shots in SHOTS_SHOWN if shots in binding]
-    wrong = [answer for shots in shots_shown for answer in binding[shots] if not answer.correct]
-    shown = [*naming[:1], *(binding[shots][i] for i in (0, 1) for shots in shots_shown)]
-    report.draw_prompts(shown + wrong[-1:], workdir / "prompts.png")
+    naming = _records(out, "digits", 0)
+    binding = {count: _records(out, "digit_names", count) for count in shots}
+    named, bound = accuracy(naming), {count: accuracy(r) for count, r in binding.items()}
+    print(demo_pictures.table(named, bound))
+    demo_pictures.plot_binding(bound, workdir / "binding.png")
+    shown = [count for count in SHOTS_SHOWN if count in binding]
+    wrong = [record for count in shown for record in binding[count] if not record["score"]]
+    prompts = [*naming[:1], *(binding[count][i] for i in (0, 1) for count in shown), *wrong[-1:]]
+    demo_pictures.draw_prompts(prompts, workdir / "prompts.png")
     results = {
         "naming": {"accuracy": named["accuracy"], "n": named["n"]},
-        "binding": {str(shots): result for shots, result in bound.items()},
+        "binding": {str(count): result for count, result in bound.items()},
     }
     path = workdir / "results.json"
     path.write_text(json.dumps(results, indent=2) + "\n")
     for name in ("binding.png", "prompts.png"):
         print(workdir / name)
     return path
+
+
+def _records(out: Path, task: str, shots: int) -> list[Record]:
+    folder = out / task / folder_name(shots, "random", SEED, "own")
+    return list(read_lines(folder / "examples.jsonl"))
+
+
+def accuracy(records: list[Record]) -> dict[str, float]:
+    """Of records that are right or wrong, with its standard error and their number."""
+    share = sum(record["score"] for record in records) / 100 / len(records)
+    stderr = math.sqrt(share * (1 - share) / len(records))
+    return {"accuracy": share, "stderr": stderr, "n": len(records)}

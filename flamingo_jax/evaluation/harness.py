@@ -86,10 +86,17 @@ def _run(
     answered = folder.answered()
     _wait("read", folder)
     root = Path(config.data_root)
-    asker = Asker(model, dataset.task, root, config.batch_size)
     choices = () if dataset.task.max_new_tokens else dataset.task.choices(root)
     planned = plan(dataset, config, shots, seed)
     size = config.batch_size
+    asker = Asker(
+        model,
+        dataset.task,
+        root,
+        batch_size=size,
+        num_images=max((len(prompts[0].images) for prompts in planned), default=0),
+        round_length=config.round_length,
+    )
     batches = [planned[start : start + size] for start in range(0, len(planned), size)]
     with folder.part(process).open("w") as lines:
         for batch in batches[process::processes]:

@@ -60,12 +60,30 @@ def model_of_run(graph: ModelGraph, params: Params, tokens: TextTokens, mesh: Me
 class Asker:
     """Asks a model the prompts of one task.
 
-    Batches have `batch_size` rows whatever is left to ask, so that programs are compiled once.
+    Batches have few shapes, so that few programs are compiled.
+
+    Args:
+      model: to be asked.
+      task: how its answers are made.
+      data: the data root.
+      batch_size: rows, also where fewer prompts are left.
+      num_images: places for images in a row.
+      round_length: texts are padded to a multiple of so many tokens.
     """
 
-    def __init__(self, model: Model, task: Task, data: Path, batch_size: int):
+    def __init__(
+        self,
+        model: Model,
+        task: Task,
+        data: Path,
+        *,
+        batch_size: int,
+        num_images: int,
+        round_length: int,
+    ):
         self._model, self._task, self._data = model, task, data
-        self._batch_size = batch_size
+        self._batch_size, self._num_images = batch_size, num_images
+        self._round_length = round_length
         self._config = model_config(model.graph)
         self._decoded: OrderedDict[str, np.ndarray] = OrderedDict()
 
@@ -117,8 +135,8 @@ class Asker:
         """(images, tokens, segments) and the number of each row's images."""
         rows = [*prompts, *[prompts[-1]] * (self._batch_size - len(prompts))]
         ids = [self._model.encode(prompt.text, True) for prompt in rows]
-        length, slots = max(map(len, ids)), max(len(prompt.images) for prompt in rows)
-        size = self._config.vision.image_size
+        length = -(-max(map(len, ids)) // self._round_length) * self._round_length
+        slots, size = self._num_images, self._config.vision.image_size
         tokens_BL = np.zeros((len(rows), length), np.int32)
         segments_BL = np.zeros((len(rows), length), np.int32)
         images = np.zeros((len(rows), slots, 1, size, size, 3), np.uint8)

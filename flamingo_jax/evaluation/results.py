@@ -24,7 +24,7 @@ PACKAGES = ("flamingo-jax", "jax", "flax", "numpy", "transformers", "tokenizers"
 # or change no number.
 FREE = (
     "tasks", "shots", "seeds", "demonstrations", "context_images",
-    "data_root", "feature_cache", "batch_size", "mesh",
+    "data_root", "feature_cache", "batch_size", "round_length", "mesh",
 )  # fmt: skip
 
 

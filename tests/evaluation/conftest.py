@@ -66,7 +66,7 @@ def model_folder(tokenizer, tmp_path_factory):
     return folder
 
 
-SHORT = {"max_new_tokens": 3, "num_beams": 1}  # one program for all that generates, but beams
+SHORT = {"max_new_tokens": 3, "num_beams": 1}  # one program for all that generates
 
 
 @pytest.fixture(scope="session")
@@ -75,7 +75,13 @@ def settings(fake_root):
 
     def make(*tasks, **replaced):
         options = {name: SHORT if TASKS[name]().max_new_tokens else {} for name in tasks}
-        values = {"data_root": str(fake_root), "tasks": options, "shots": (0, 2, 4), "ensemble": 2}
+        values = {
+            "data_root": str(fake_root),
+            "tasks": options,
+            "shots": (0, 2, 4),
+            "ensemble": 2,
+            "round_length": 256,  # one length, so few programs
+        }
         return FewShotConfig(**values | replaced)
 
     return make

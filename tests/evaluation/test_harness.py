@@ -76,22 +76,22 @@ def test_killed_in_the_middle_and_started_again(
             raise KeyboardInterrupt
         return ask(*args)
 
-    config = settings("coco", "hateful_memes", shots=(2,), batch_size=4)
+    config = settings("coco", "hateful_memes", shots=(2,))
     monkeypatch.setattr(harness, "answer", dies)
     with pytest.raises(KeyboardInterrupt):
         evaluate(on_devices[1], config, tmp_path)
     folder = tmp_path / "coco/2-random-seed42"
     part = folder / "parts/process-0.jsonl"
-    assert len(lines(part)) == 4
+    assert len(lines(part)) == 8
     with part.open("a") as file:
         file.write('{"id": "2665", "prom')  # a line that was being written
     monkeypatch.setattr(harness, "answer", lambda *args: calls.append(args) or ask(*args))
     evaluate(on_devices[1], config, tmp_path)
-    assert len(calls) == 2 + 2 + 2  # of COCO's three batches the first was kept
+    assert len(calls) == 2 + 1 + 1  # of COCO's two batches the first was kept
     whole = answers(everything[1])
     assert answers(tmp_path) == {name: whole[name] for name in answers(tmp_path)}
     evaluate(on_devices[1], config, tmp_path)
-    assert len(calls) == 6, "what is complete is not asked again"
+    assert len(calls) == 4, "what is complete is not asked again"
 
 
 def test_rescoring_needs_neither_model_nor_data(everything, on_devices, settings, tmp_path):

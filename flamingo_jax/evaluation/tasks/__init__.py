@@ -1,6 +1,7 @@
 """The tasks by the name a config gives them."""
 
 from flamingo_jax.evaluation.tasks.captions import Coco, Flickr30k
+from flamingo_jax.evaluation.tasks.digits import DigitNames, Digits
 from flamingo_jax.evaluation.tasks.hateful_memes import HatefulMemes
 from flamingo_jax.evaluation.tasks.imagenet import ImageNet
 from flamingo_jax.evaluation.tasks.scienceqa import ScienceQa, ScienceQaThought
@@ -18,6 +19,8 @@ TASKS: dict[str, type[Task]] = {
     "imagenet": ImageNet,
     "scienceqa": ScienceQa,
     "scienceqa_thought": ScienceQaThought,
+    "digits": Digits,
+    "digit_names": DigitNames,
 }
 
 __all__ = ["TASKS", "Example", "Problems", "Task", "read_split"]
