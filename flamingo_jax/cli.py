@@ -32,9 +32,14 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     try:
         sys.exit(main(sys.argv))
     except (UserError, flags.Error) as error:
-        message = " ".join(str(error).split())
-        print(f"error: {message}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(report(error))
+
+
+def report(error: Exception) -> int:
+    """Print a user's mistake as one line; gives the exit status."""
+    message = " ".join(str(error).split())
+    print(f"error: {message}", file=sys.stderr)
+    return 2
 
 
 def parse_flags(argv: Sequence[str]) -> None:

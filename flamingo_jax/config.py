@@ -51,12 +51,20 @@ class Config:
     max_nonfinite_steps: int = 10  # updates in a row skipped for NaN or inf before the run stops
     log_every: int = 50
     checkpoint_every: int = 1000
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = 2  # the last ones
+    keep_every: int = 0  # checkpoints of steps that divide by it are kept, too; 0: no others
+    # A step that takes longer prints where every thread is; twice as long, and the process ends.
+    watchdog_seconds: float = 900.0  # 0: never
+    profile_steps: tuple[int, ...] = ()  # (first, how many): a profiler's trace of these steps
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "accumulation_steps", "log_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, it must be at least 1")
+        if len(self.profile_steps) not in (0, 2):
+            raise ValueError(
+                f"profile_steps is {self.profile_steps}, it must be (first step, number of steps)"
+            )
         if not self.streams:
             raise ValueError("streams is empty: a run needs at least one stream of examples")

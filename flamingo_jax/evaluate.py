@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import cast, get_args
 
-import jax
 from absl import flags
 
 from flamingo_jax import cli
@@ -23,6 +22,7 @@ from flamingo_jax.evaluation.command import few_shot, table
 from flamingo_jax.evaluation.config import FewShotConfig, complete
 from flamingo_jax.evaluation.metrics.vqa import Mode
 from flamingo_jax.evaluation.scores import rescore
+from flamingo_jax.training import distributed
 
 MODEL = flags.DEFINE_string("model", None, "a model directory")
 OUTPUT = flags.DEFINE_string("output", None, "where the results of a model go")
@@ -45,9 +45,10 @@ def main(argv: Sequence[str]) -> None:
                 "--model needs --config and --output, as in --config=configs/eval/openflamingo.py "
                 "--output=runs/eval"
             )
-        made = few_shot(Path(MODEL.value), _chosen(config), Path(OUTPUT.value))
-        if jax.process_index() == 0:
-            print(table(made))
+        with distributed.joined():
+            made = few_shot(Path(MODEL.value), _chosen(config), Path(OUTPUT.value))
+            if distributed.is_first():
+                print(table(made))
     else:
         print(demo.evaluate(cli.workdir()))
 

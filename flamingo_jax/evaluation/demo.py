@@ -4,9 +4,8 @@ import dataclasses
 import json
 import math
 import shutil
+from contextlib import closing
 from pathlib import Path
-
-import jax
 
 from flamingo_jax.config import Config
 from flamingo_jax.errors import UserError
@@ -15,7 +14,8 @@ from flamingo_jax.evaluation.config import FewShotConfig
 from flamingo_jax.evaluation.inference import model_of_run
 from flamingo_jax.evaluation.results import Record, folder_name, read_lines
 from flamingo_jax.schema import build
-from flamingo_jax.training.checkpoint import Checkpointer, state_shapes
+from flamingo_jax.training.checkpoint import Checkpointer, check_frozen
+from flamingo_jax.training.fingerprint import fingerprints
 from flamingo_jax.training.setup import set_up
 
 SHOTS_SHOWN = (1, 2, 4)
@@ -33,13 +33,13 @@ def evaluate(workdir: Path) -> Path:
         raise UserError(f"{workdir} holds no run (no config.json); train one there first")
     config = build(Config, json.loads(config_path.read_text()))
     run = set_up(config)
-    checkpointer = Checkpointer(workdir, keep=config.keep_checkpoints)
-    if checkpointer.latest_step is None:
+    with closing(Checkpointer(workdir)) as checkpointer:
+        restored = checkpointer.restore(run.state_like())
+    if restored is None:
         raise UserError(f"{workdir} holds no checkpoint yet; train further first")
-    with jax.set_mesh(run.mesh):
-        state, frozen = run.make_state()
-        state, _ = checkpointer.restore(state_shapes(state, run.state_shardings))
-        checkpointer.close()
+    state, facts = restored
+    frozen = run.make_frozen()
+    check_frozen(facts, fingerprints(frozen))
     model = model_of_run(run.graph, {**state.params, **frozen}, run.tokens, run.mesh)
 
     asked = config.evaluation

@@ -18,6 +18,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 BATCH_AXES = ("data", "fsdp")  # mesh axes over which rows of a batch are split
+TENSOR_AXIS = "tensor"  # the mesh axis over which heads and hidden units are split
 
 ACTIVATIONS = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),

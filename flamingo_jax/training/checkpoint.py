@@ -1,62 +1,206 @@
 """Checkpoints: what training changed, and where the data stood. Orbax does the work."""
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from flamingo_jax.errors import UserError
+from flamingo_jax.training import distributed
+from flamingo_jax.training.fingerprint import differing, fingerprints
 from flamingo_jax.training.step import TrainState
 
 # Keys that may change between the parts of one run: they do not change its numbers.
-FREE_KEYS = ("log_every", "checkpoint_every", "keep_checkpoints", "evaluation", "mesh", "data")
+FREE_KEYS = (
+    "log_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "keep_every",
+    "watchdog_seconds",
+    "profile_steps",
+    "evaluation",
+    "mesh",
+    "data",
+)
 
 
 class Checkpointer:
-    """Saves in the background and keeps the last `keep` checkpoints."""
+    """Saves in the background. Every method is for all processes together.
 
-    def __init__(self, workdir: Path, *, keep: int):
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
-        self._manager = ocp.CheckpointManager(workdir.resolve() / "checkpoints", options=options)
+    Args:
+      workdir: of the run; checkpoints are the directories `checkpoints/STEP` in it.
+      keep: how many of the last checkpoints stay; None: only to read from.
+      keep_every: checkpoints of steps that divide by it stay, too; 0: no others.
+    """
+
+    def __init__(self, workdir: Path, *, keep: int | None = None, keep_every: int = 0):
+        self._folder = workdir.resolve() / "checkpoints"
+        self._damaged = workdir.resolve() / "damaged_checkpoints"
+        writes = keep is not None
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            keep_period=keep_every or None,
+            create=writes,
+            cleanup_tmp_directories=writes,  # what a killed process left half-written
+        )
+        self._manager = ocp.CheckpointManager(self._folder, options=options)
+        self._saving: int | None = None  # the step whose save has not been found finished
 
     @property
     def latest_step(self) -> int | None:
         return self._manager.latest_step()
 
-    def save(self, state: TrainState, data_state: Mapping[str, Any]) -> None:
-        """Begin to save; the previous save must have succeeded, or its error is raised here."""
-        step = int(state.step)
+    def save(self, step: int, state: TrainState, facts: Mapping[str, Any]) -> None:
+        """Begin to save, after the previous save; does nothing where the step is saved already.
+
+        `facts` is what else to keep, as JSON.
+
+        Raises:
+          UserError: the previous save failed, or this one cannot begin.
+        """
+        self.wait()
         if step in self._manager.all_steps():
             return
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(_as_dict(state)),
-                data=ocp.args.JsonSave(dict(data_state)),
-            ),
+        facts = {**facts, "step": step, "state": fingerprints(_as_dict(state))}
+        self._saving = step
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(_as_dict(state)), facts=ocp.args.JsonSave(facts)
+                ),
+            )
+        except Exception as error:
+            raise self._failed(error) from error
+
+    @property
+    def failure(self) -> UserError | None:
+        """Why the save in the background failed. Does not wait for one that goes on."""
+        if self._saving is None or self._manager.is_saving_in_progress():
+            return None
+        try:
+            self.wait()
+        except UserError as error:
+            return error
+        return None
+
+    def wait(self) -> None:
+        """Until the last save is complete. UserError: it failed."""
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise self._failed(error) from error
+        self._saving = None
+
+    def _failed(self, error: Exception) -> UserError:
+        step, self._saving = self._saving, None
+        kept = sorted(int(p.name) for p in self._folder.iterdir() if p.name.isdecimal())
+        last = f"the last good one is of step {kept[-1]}" if kept else "there is none before it"
+        return UserError(f"the checkpoint of step {step} could not be saved in {self._folder}: "
+                         f"{_brief(error)}; {last}")  # fmt: skip
+
+    def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
+        """The newest sound checkpoint and its facts; None: there is no checkpoint at all.
+
+        One that cannot be read, or whose arrays are not bit for bit what was saved, is skipped
+        with a warning.
+
+        Args:
+          like: shapes with the shardings to restore into, on any mesh.
+
+        Raises:
+          UserError: there are checkpoints, but none is sound.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        for step in steps:
+            found, problem = self._read(step, like)
+            if problem is None:
+                return found
+            print(f"warning: checkpoint {self._folder / str(step)} is damaged and skipped: "
+                  f"{problem}", file=sys.stderr, flush=True)  # fmt: skip
+        if not steps:
+            return None
+        raise UserError(
+            f"no checkpoint in {self._folder} can be read; to start anew, choose another --workdir"
         )
 
-    def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """The latest checkpoint, laid out as `like` (arrays, or shapes with shardings)."""
-        restored = self._manager.restore(
-            self.latest_step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(_as_dict(like)), data=ocp.args.JsonRestore()
-            ),
-        )
-        return TrainState(**restored.state), restored.data
+    def _read(self, step: int, like: TrainState) -> tuple[Any, str | None]:
+        problem = None
+        try:
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(_as_dict(like)), facts=ocp.args.JsonRestore()
+                ),
+            )
+        except Exception as error:  # Orbax and its readers raise whatever they meet
+            problem = _brief(error)
+        if _anywhere(problem is not None):
+            return None, problem or "another process could not read it"
+        wrong = differing(restored.facts["state"], fingerprints(restored.state))
+        if wrong:
+            return None, f"{wrong[0]} is not what was saved ({len(wrong)} arrays differ)"
+        return (TrainState(**restored.state), restored.facts), None
+
+    def set_aside_after(self, step: int) -> None:
+        """Move later checkpoints, which were found damaged, where no save meets them."""
+        later = [s for s in self._manager.all_steps() if s > step]
+        if not later:
+            return
+        if distributed.is_first():
+            self._damaged.mkdir(exist_ok=True)
+            for number in later:
+                target = self._damaged / str(number)
+                while target.exists():
+                    target = target.with_name(target.name + "_")
+                (self._folder / str(number)).rename(target)
+        multihost_utils.sync_global_devices("damaged checkpoints set aside")
+        self._manager.reload()
 
     def close(self) -> None:
-        """Wait for the last save."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Wait for the last save. UserError: it failed."""
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
 
 
 def _as_dict(state: TrainState) -> dict[str, Any]:
     return {name: getattr(state, name) for name in TrainState.__dataclass_fields__}
+
+
+def _anywhere(flag: bool) -> bool:
+    """Whether the flag is set in any process."""
+    return bool(multihost_utils.process_allgather(flag).any())
+
+
+def _brief(error: BaseException) -> str:
+    """The first cause of an error; TensorStore puts it last, before the places in its source."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    message = " ".join(str(error).split()).split(" [")[0] or type(error).__name__
+    return message if len(message) <= 200 else "… " + message[-200:]
+
+
+def check_frozen(facts: Mapping[str, Any], frozen: Mapping[str, str]) -> None:
+    """UserError: a checkpoint was trained beside other frozen weights than these.
+
+    Args:
+      facts: of the checkpoint.
+      frozen: `fingerprints` of the frozen weights at hand.
+    """
+    wrong = differing(facts["frozen"], dict(frozen))
+    if wrong:
+        raise UserError(
+            f"the frozen weights are not those that the checkpoint of step {facts['step']} was "
+            f"trained with: {len(wrong)} differ, such as {wrong[0]}. Give config.init_from the "
+            "model directory that the run began with"
+        )
 
 
 def claim_workdir(workdir: Path, config: Mapping[str, Any]) -> None:
@@ -68,7 +212,7 @@ def claim_workdir(workdir: Path, config: Mapping[str, Any]) -> None:
     path = workdir / "config.json"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        probe = workdir / ".write-test"
+        probe = workdir / f".write-test-{jax.process_index()}"
         probe.touch()
         probe.unlink()
     except OSError as error:
@@ -78,17 +222,19 @@ def claim_workdir(workdir: Path, config: Mapping[str, Any]) -> None:
     wanted = json.loads(json.dumps(config))
     if path.exists():
         found, given = _flat(json.loads(path.read_text())), _flat(wanted)
-        differing = [
+        changed = [
             f"{key} was {found.get(key, 'absent')!r}, is now {given.get(key, 'absent')!r}"
             for key in sorted(found.keys() | given.keys())
             if found.get(key) != given.get(key) and key.split(".")[0] not in FREE_KEYS
         ]
-        if differing:
-            more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+        if changed:
+            more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
             raise UserError(
-                f"workdir {workdir} holds a run with another config: {'; '.join(differing[:3])}"
+                f"workdir {workdir} holds a run with another config: {'; '.join(changed[:3])}"
                 f"{more}. Choose another --workdir, or give the config it was started with"
             )
+    if not distributed.is_first():
+        return
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(wanted, indent=2) + "\n")
     temporary.replace(path)
@@ -102,10 +248,3 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
             for path, leaf in _flat(value, f"{prefix}.{key}" if prefix else key).items()
         }
     return {prefix: tree}
-
-
-def state_shapes(state: TrainState, shardings: Any) -> TrainState:
-    """`state` as shapes with shardings, to restore into."""
-    return jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings
-    )

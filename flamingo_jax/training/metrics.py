@@ -1,7 +1,6 @@
 """What a run says: a line to read, JSON lines to plot, TensorBoard to watch."""
 
 import json
-import time
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -13,20 +12,26 @@ class MetricWriter:
     """Writes the metrics of a run into its working directory, and a progress line to the terminal.
 
     Continues a run at `start`: lines of later steps, which a killed run may have left, are dropped,
-    so that `metrics.jsonl` has every step once.
+    so that `metrics.jsonl` has every step once. Without a directory it does nothing: of several
+    processes, one writes.
     """
 
-    def __init__(self, workdir: Path, *, start: int, num_steps: int, examples_per_step: int):
-        self._path = workdir / "metrics.jsonl"
-        _drop_after(self._path, start)
-        self._lines = self._path.open("a")
-        self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
+    def __init__(self, workdir: Path | None, *, start: int, num_steps: int):
+        self._workdir = workdir
         self._num_steps = num_steps
-        self._examples_per_step = examples_per_step
-        self._last: tuple[float, int] | None = None  # when, and after which step
+        if workdir is not None:
+            path = workdir / "metrics.jsonl"
+            _drop_after(path, start)
+            self._lines = path.open("a")
+            self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
 
-    def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Record the metrics of update number `step` (the first is 1)."""
+    def write(self, step: int, metrics: Mapping[str, float], facts: Mapping[str, float]) -> None:
+        """Record the metrics of update number `step` (the first is 1).
+
+        `facts` are about speed; they differ from run to run, so they are not in `metrics.jsonl`.
+        """
+        if self._workdir is None:
+            return
         json.dump({"step": step, **metrics}, self._lines)
         self._lines.write("\n")
         self._lines.flush()
@@ -35,27 +40,28 @@ class MetricWriter:
             for name, value in metrics.items()
             if name.split("/")[0] == "loss"
         )
-        line = f"step {step:>{len(str(self._num_steps))}}/{self._num_steps}  {losses}"
-        speed = self._examples_per_second(step)
-        if speed is not None:
-            remaining = (self._num_steps - step) * self._examples_per_step / speed
-            line += f"  {speed:.0f} examples/s  ETA {timedelta(seconds=round(remaining))}"
-            metrics = {**metrics, "examples_per_second": speed}
-        print(line, flush=True)
+        number = f"{step:>{len(str(self._num_steps))}}/{self._num_steps}"
+        print(f"step {number}  {losses}{self._describe(step, facts)}", flush=True)
         for name, value in metrics.items():
             self._tensorboard.add_scalar(name, value, step)
+        for name, value in facts.items():
+            self._tensorboard.add_scalar(f"speed/{name}", value, step)
+
+    def _describe(self, step: int, facts: Mapping[str, float]) -> str:
+        if not facts:
+            return ""
+        remaining = timedelta(seconds=round((self._num_steps - step) / facts["steps_per_second"]))
+        words = [f"{facts['examples_per_second']:.0f} examples/s", f"ETA {remaining}"]
+        if "mfu" in facts:
+            words.append(f"MFU {facts['mfu']:.1%}")
+        if facts["data_wait"] > 0.05:
+            words.append(f"waiting for data {facts['data_wait']:.0%}")
+        return "".join(f"  {word}" for word in words)
 
     def close(self) -> None:
-        self._lines.close()
-        self._tensorboard.close()
-
-    def _examples_per_second(self, step: int) -> float | None:
-        """Since the last line; None at the first one, which waited for compilation."""
-        now = time.monotonic()
-        last, self._last = self._last, (now, step)
-        if last is None or last[1] == step:
-            return None
-        return (step - last[1]) * self._examples_per_step / max(now - last[0], 1e-9)
+        if self._workdir is not None:
+            self._lines.close()
+            self._tensorboard.close()
 
 
 def read_metrics(workdir: Path) -> list[dict[str, float]]:

@@ -14,6 +14,8 @@ from flamingo_jax.data.pipeline import Stream, make_streams
 from flamingo_jax.data.tokenizer import TextTokens, load_tokenizer
 from flamingo_jax.errors import UserError
 from flamingo_jax.model_directory import ModelDirectory, open_directory, place
+from flamingo_jax.models.flamingo import FlamingoConfig
+from flamingo_jax.models.layers import TENSOR_AXIS
 from flamingo_jax.models.params import (
     ModelGraph,
     Params,
@@ -23,7 +25,7 @@ from flamingo_jax.models.params import (
     select,
 )
 from flamingo_jax.training.optimizer import make_optimizer
-from flamingo_jax.training.sharding import make_mesh, tree_shardings
+from flamingo_jax.training.sharding import make_mesh, row_shards, tree_shardings
 from flamingo_jax.training.step import TrainState, init_state, make_train_step
 
 
@@ -32,9 +34,10 @@ class Run:
     """Everything a config determines.
 
     Attributes:
-      make_state: gives the first (state, frozen) on the mesh: random, or from a model directory;
-        compiles and allocates when called.
-      state_shardings: where each leaf of the state lies.
+      make_trained: gives the first state on the mesh: random, or from a model directory; compiles
+        and allocates when called.
+      make_frozen: gives the frozen parameters likewise.
+      state_shapes, state_shardings: of each leaf of the state.
       train_step: jitted (state, frozen, batch) → (state, metrics); consumes `state`.
     """
 
@@ -44,10 +47,23 @@ class Run:
     trained: frozenset[str]
     tokens: TextTokens
     streams: dict[str, Stream]
-    make_state: Callable[[], tuple[TrainState, Params]]
+    make_trained: Callable[[], TrainState]
+    make_frozen: Callable[[], Params]
     state_shapes: TrainState
     state_shardings: TrainState
     train_step: Callable[[TrainState, Params, Any], tuple[TrainState, dict[str, jax.Array]]]
+
+    def make_state(self) -> tuple[TrainState, Params]:
+        """The first (state, frozen)."""
+        return self.make_trained(), self.make_frozen()
+
+    def state_like(self) -> TrainState:
+        """The state as shapes with shardings, to restore into."""
+        return jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+            self.state_shapes,
+            self.state_shardings,
+        )
 
 
 def set_up(config: Config, devices: list[jax.Device] | None = None) -> Run:
@@ -58,7 +74,8 @@ def set_up(config: Config, devices: list[jax.Device] | None = None) -> Run:
     """
     with _naming("config.mesh"):
         mesh = make_mesh(config.mesh, devices)
-    _check_batch_sizes(config, mesh.size)
+    _check_batch_sizes(config, row_shards(mesh))
+    _check_heads(config.model, mesh.shape[TENSOR_AXIS])
     tokens = load_tokenizer(config.tokenizer, config.model.decoder.vocab_size)
     streams = make_streams(config.streams, tokens, config.model.vision.image_size)
 
@@ -82,15 +99,20 @@ def set_up(config: Config, devices: list[jax.Device] | None = None) -> Run:
     state_shapes, frozen_shapes = jax.eval_shape(random_state, key)
     state_shardings, frozen_shardings = tree_shardings((state_shapes, frozen_shapes), mesh)
 
-    def make_state() -> tuple[TrainState, Params]:
+    def make_trained() -> TrainState:
         if opened is None:
-            shardings = state_shardings, frozen_shardings
-            return jax.jit(random_state, out_shardings=shardings)(key)
-        leaves = opened.leaves
-        start = jax.jit(partial(init_state, optimizer=optimizer), out_shardings=state_shardings)
-        params = {path: place(path, leaves[path], "float32", mesh) for path in trained}
-        frozen = {p: place(p, leaves[p], config.frozen_dtype, mesh) for p in frozen_shapes}
-        return start(params), frozen
+            return jax.jit(lambda key: random_state(key)[0], out_shardings=state_shardings)(key)
+        params = {path: place(path, opened.leaves[path], "float32", mesh) for path in trained}
+        start = partial(init_state, optimizer=optimizer)
+        return jax.jit(start, out_shardings=state_shardings)(params)
+
+    def make_frozen() -> Params:
+        if opened is None:
+            return jax.jit(lambda key: random_state(key)[1], out_shardings=frozen_shardings)(key)
+        return {
+            path: place(path, opened.leaves[path], config.frozen_dtype, mesh)
+            for path in frozen_shapes
+        }
 
     step = make_train_step(
         graph,
@@ -106,7 +128,8 @@ def set_up(config: Config, devices: list[jax.Device] | None = None) -> Run:
         trained=trained,
         tokens=tokens,
         streams=streams,
-        make_state=make_state,
+        make_trained=make_trained,
+        make_frozen=make_frozen,
         state_shapes=state_shapes,
         state_shardings=state_shardings,
         train_step=jax.jit(
@@ -145,12 +168,28 @@ def _open_model(config: Config, shapes: Params) -> ModelDirectory:
     return opened
 
 
-def _check_batch_sizes(config: Config, num_devices: int) -> None:
-    parts = num_devices * config.accumulation_steps
+def _check_heads(model: FlamingoConfig, size: int) -> None:
+    """A head that lies on two devices would be gathered in every layer."""
+    heads = {
+        "vision.num_heads": model.vision.num_heads,
+        "resampler.num_heads": model.resampler.num_heads,
+        "decoder.num_heads": model.decoder.num_heads,
+        "decoder.num_kv_heads": model.decoder.kv_heads,
+        "cross_attention.num_heads": model.cross_attention.num_heads,
+    }
+    for key, count in heads.items():
+        if count % size:
+            raise UserError(
+                f"config.mesh.tensor is {size}, which does not divide config.model.{key} {count}"
+            )
+
+
+def _check_batch_sizes(config: Config, row_parts: int) -> None:
+    parts = row_parts * config.accumulation_steps
     for name, stream in config.streams.items():
         if stream.batch_size % parts:
             raise UserError(
                 f"config.streams.{name}.batch_size is {stream.batch_size}, which does not divide "
-                f"by {num_devices} devices × {config.accumulation_steps} accumulation steps: "
+                f"by {row_parts} devices × {config.accumulation_steps} accumulation steps: "
                 f"choose a multiple of {parts}"
             )

@@ -38,6 +38,10 @@ BAD_INPUT = {
         "config.streams.pairs.batch_size is 9, which does not divide by 8 devices",
     ),
     "a mesh that does not fit": (["--config.mesh.data=3"], "does not fit 8 devices"),
+    "heads that do not divide by the mesh": (
+        ["--config.mesh.tensor=4"],
+        "config.mesh.tensor is 4, which does not divide config.model.vision.num_heads 2",
+    ),
     "a stray word": (["fast"], "unexpected argument 'fast'; every setting is a --flag=value"),
     "an unknown flag": (["--workdirr=x"], "Unknown command line flag 'workdirr'"),
     "no such config": (["--config=configs/digit.py"], "digits.py"),

@@ -1,3 +1,5 @@
+from dataclasses import dataclass
+
 import jax
 import numpy as np
 import pytest
@@ -5,6 +7,8 @@ from jax.sharding import PartitionSpec
 
 from flamingo_jax.training.sharding import (
     MeshConfig,
+    gathered_spec,
+    host_part,
     make_mesh,
     parameter_spec,
     to_device,
@@ -13,14 +17,15 @@ from flamingo_jax.training.sharding import (
 
 
 def test_minus_one_takes_what_is_left():
-    assert dict(make_mesh(MeshConfig()).shape) == {"data": 8, "fsdp": 1}
-    assert dict(make_mesh(MeshConfig(fsdp=4)).shape) == {"data": 2, "fsdp": 4}
+    assert make_mesh(MeshConfig()).shape == {"data": 8, "fsdp": 1, "tensor": 1}
+    assert make_mesh(MeshConfig(fsdp=4)).shape == {"data": 2, "fsdp": 4, "tensor": 1}
+    assert make_mesh(MeshConfig(data=2, fsdp=-1, tensor=2)).shape["fsdp"] == 2
 
 
 def test_a_mesh_that_does_not_fit_says_so():
-    with pytest.raises(ValueError, match="data=3 × fsdp=1 does not fit 8 devices"):
+    with pytest.raises(ValueError, match="data=3 × fsdp=1 × tensor=1 does not fit 8 devices"):
         make_mesh(MeshConfig(data=3))
-    with pytest.raises(ValueError, match="data=-1 × fsdp=3 does not fit 8 devices"):
+    with pytest.raises(ValueError, match="data=-1 × fsdp=3 × tensor=1 does not fit 8 devices"):
         make_mesh(MeshConfig(fsdp=3))
     with pytest.raises(ValueError, match="one may be -1"):
         MeshConfig(data=-1, fsdp=-1)
@@ -40,6 +45,64 @@ def test_a_mesh_that_does_not_fit_says_so():
 def test_the_first_divisible_axis_after_the_layers_is_split(path, shape, spec):
     assert parameter_spec(path, shape, make_mesh(MeshConfig(fsdp=8))) == spec
     assert parameter_spec(path, shape, make_mesh(MeshConfig())) == PartitionSpec()
+
+
+@pytest.mark.parametrize(
+    ("path", "shape", "between_uses", "in_use"),
+    [
+        (
+            "decoder/layers/0/attention/query/kernel",
+            (8, 2048, 2048),
+            PartitionSpec(None, "fsdp", "tensor"),
+            PartitionSpec(None, None, "tensor"),
+        ),
+        (
+            "cross_attention/feed_forward/down/kernel",
+            (8, 8192, 2048),
+            PartitionSpec(None, ("tensor", "fsdp")),
+            PartitionSpec(None, "tensor"),
+        ),
+        (
+            "decoder/tail/mlp/up/bias",
+            (3, 8192),
+            PartitionSpec(None, ("tensor", "fsdp")),
+            PartitionSpec(None, "tensor"),
+        ),
+        (
+            "decoder/head/kernel",
+            (2048, 50280),
+            PartitionSpec("fsdp", "tensor"),
+            PartitionSpec(None, "tensor"),
+        ),
+        ("decoder/embedding/table", (50277, 2048), PartitionSpec(None, "fsdp"), PartitionSpec()),
+        ("resampler/latents", (64, 1024), PartitionSpec("fsdp"), PartitionSpec()),
+        ("decoder/norm/scale", (4096,), PartitionSpec(), PartitionSpec()),
+    ],
+)
+def test_heads_and_hidden_units_are_split_over_tensor(path, shape, between_uses, in_use):
+    mesh = make_mesh(MeshConfig(fsdp=4, tensor=2))
+    assert parameter_spec(path, shape, mesh) == between_uses
+    assert gathered_spec(path, shape, mesh) == in_use
+
+
+@dataclass(frozen=True)
+class FakeGpu:
+    id: int
+    process_index: int
+    slice_index: int  # the node
+    platform: str = "gpu"
+
+
+def test_neighbours_on_fsdp_are_in_one_node_whatever_the_processes_numbers():
+    """Two nodes of four GPUs, one process each, numbered in turns."""
+    devices = [FakeGpu(i, process_index=i, slice_index=i % 2) for i in range(8)]
+    placed = make_mesh(MeshConfig(fsdp=2, tensor=2), devices).devices
+    nodes = [{device.slice_index for device in group.flat} for group in placed]
+    assert nodes == [{0}, {1}]
+
+
+def test_one_process_reads_all_rows():
+    assert host_part(make_mesh(MeshConfig(fsdp=2, tensor=2))) == (0, 1)
 
 
 def test_optimizer_state_lies_with_its_weights():

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import jax
@@ -22,7 +23,7 @@ from flamingo_jax.model_directory import Origin, write_directory
 from flamingo_jax.models.params import flamingo_graph
 from flamingo_jax.schema import build
 from flamingo_jax.train import train
-from flamingo_jax.training.checkpoint import Checkpointer, state_shapes
+from flamingo_jax.training.checkpoint import Checkpointer
 from flamingo_jax.training.metrics import read_metrics
 from flamingo_jax.training.setup import set_up
 from flamingo_jax.training.sharding import MeshConfig, to_device
@@ -42,9 +43,8 @@ def trained(tmp_path_factory):
 
 def final_params(workdir: Path, config: Config = CONFIG, devices=None):
     run = set_up(config, devices or jax.devices()[:1])
-    checkpointer = Checkpointer(workdir, keep=2)
-    state, _ = checkpointer.restore(state_shapes(run.state_shapes, run.state_shardings))
-    checkpointer.close()
+    with closing(Checkpointer(workdir)) as checkpointer:
+        state, _ = checkpointer.restore(run.state_like())
     return jax.tree.map(np.asarray, state.params)
 
 
