@@ -9,13 +9,15 @@ float32 and sorts every product; it looks at a part of the queries, and its time
 import argparse
 import json
 import multiprocessing
-import resource
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from numpy.lib.format import open_memmap
+
+from benchmarks.convert_memory import Peak
 
 
 def unit(array: np.ndarray) -> np.ndarray:
@@ -31,15 +33,6 @@ def write_features(path: Path, rows: int, width: int, chunk: int = 50_000) -> No
     features.flush()
 
 
-def peak_bytes() -> int:
-    """Highest memory of this process without the pages of mapped files (Linux)."""
-    status = Path("/proc/self/status")
-    if not status.is_file():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    kib = {line.split(":")[0]: line.split()[1] for line in status.read_text().splitlines()}
-    return 1024 * (int(kib["VmHWM"]) - int(kib["RssFile"]))
-
-
 def search(path: Path, query: np.ndarray, k: int) -> np.ndarray:
     from flamingo_jax.evaluation.retrieval import top_k
 
@@ -51,21 +44,18 @@ def plain(path: Path, query: np.ndarray, k: int) -> np.ndarray:
     return np.stack([np.argsort(-(features @ q), kind="stable")[:k] for q in query])
 
 
-def measure(function, path: Path, query: np.ndarray, k: int, sender) -> None:
-    start = time.perf_counter()
-    found = function(path, query, k)
-    sender.send((found, time.perf_counter() - start, peak_bytes()))
+def measure(function, path: Path, query: np.ndarray, k: int) -> tuple[np.ndarray, float, int]:
+    """Result, seconds, and growth of the memory that is not a file's pages."""
+    with Peak() as peak:
+        start = time.perf_counter()
+        found = function(path, query, k)
+        seconds = time.perf_counter() - start
+    return found, seconds, peak.highest - peak.start
 
 
-def in_own_process(function, *args) -> tuple[np.ndarray, float, int]:
-    """Result, seconds and peak memory, in a process of its own so that memory is not shared."""
-    receiver, sender = multiprocessing.Pipe(duplex=False)
-    context = multiprocessing.get_context("spawn")
-    process = context.Process(target=measure, args=(function, *args, sender))
-    process.start()
-    result = receiver.recv()
-    process.join()
-    return result
+def in_own_process(*args) -> tuple[np.ndarray, float, int]:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(measure, *args).result()
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ WordNet which words are those; so does `make_stemmer` where nltk and its data ar
 Elsewhere, a word's ending and a few lists decide.
 """
 
+import functools
 import re
 import warnings
 from collections.abc import Callable
@@ -36,6 +37,7 @@ class Stemmer(NamedTuple):
     stem: Callable[[str], str]
 
 
+@functools.cache
 def make_stemmer() -> Stemmer:
     """The tagger and WordNet of nltk, where they and their data are installed, else own rules."""
     try:
@@ -60,9 +62,14 @@ def make_stemmer() -> Stemmer:
     return Stemmer(name, lambda text: _stem(text, plurals, to_verb))
 
 
-def postprocess(generation: str, stemmer: Stemmer) -> str:
+def stem(text: str) -> str:
+    """The stems of a text's words, by the stemmer that `make_stemmer` finds."""
+    return make_stemmer().stem(text)
+
+
+def postprocess(generation: str) -> str:
     """The answer in a generation, stemmed."""
-    return stemmer.stem(cut(generation))
+    return stem(cut(generation))
 
 
 def _stem(
