@@ -1,11 +1,12 @@
 """Why two result directories differ: settings, prompts, answers and scores, example by example."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flamingo_jax.errors import UserError
 from flamingo_jax.evaluation.runs import Record, Results, Run, goodness, read_results
 
 # What may differ in an example, causes before effects; the first that differs explains it.
@@ -125,6 +126,23 @@ def compare(a: Path, b: Path) -> Comparison:
                 rest.remove(same[0])
                 pairs.append(_pair(run, same[0]))
     return Comparison(before, after, settings, pairs, left + rest)
+
+
+def directories(argv: Sequence[str]) -> tuple[Path, Path] | None:
+    """The directories of `--compare A B` or `--compare=A,B` on a command line; None without it.
+
+    Raises:
+      UserError: not two directories, or something else beside them.
+    """
+    words = [word for arg in argv[1:] for word in arg.split("=", 1)]
+    if "--compare" not in words:
+        return None
+    named = [name for word in words if word != "--compare" for name in word.split(",")]
+    if words[0] != "--compare" or len(named) != 2 or any(n.startswith("-") for n in named):
+        raise UserError(
+            f"--compare takes two result directories, as in --compare runs/a runs/b; got {argv[1:]}"
+        )
+    return Path(named[0]), Path(named[1])
 
 
 def _pair(before: Run, after: Run) -> Pair:

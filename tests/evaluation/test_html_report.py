@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from flamingo_jax.errors import UserError
-from flamingo_jax.evaluation.compare import compare
+from flamingo_jax.evaluation.compare import compare, directories
 from flamingo_jax.evaluation.html_report.charts import Line, line_chart
 from flamingo_jax.evaluation.html_report.examples import steps_of
 from flamingo_jax.evaluation.html_report.page import write_report
@@ -179,3 +179,12 @@ def test_random_and_rices_are_paired_where_nothing_else_fits(tmp_path):
                 file.unlink()
     names = [pair.name for pair in compare(a, b).pairs]
     assert "coco/4-random-seed0 → coco/4-rices-seed0" in names
+
+
+def test_the_command_line_names_two_directories():
+    assert directories(["evaluate", "--compare", "a", "b"]) == (Path("a"), Path("b"))
+    assert directories(["evaluate", "--compare=a,b"]) == (Path("a"), Path("b"))
+    assert directories(["evaluate", "--workdir=compare"]) is None
+    for wrong in (["--compare", "a"], ["--compare=a", "--mode=x"], ["--compare", "a", "b", "c"]):
+        with pytest.raises(UserError, match="takes two result directories"):
+            directories(["evaluate", *wrong])
