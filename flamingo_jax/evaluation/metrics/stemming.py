@@ -5,6 +5,7 @@ WordNet which words are those; so does `make_stemmer` where nltk and its data ar
 Elsewhere, a word's ending and a few lists decide.
 """
 
+import functools
 import re
 import warnings
 from collections.abc import Callable
@@ -21,11 +22,14 @@ from flamingo_jax.evaluation.metrics.vqa import postprocess as cut
 
 _TOKEN = re.compile(r"n't\b|'\w+|\w+(?=n't\b)|[\w-]+|[^\w\s]")
 _VOWEL = re.compile("[aeiouy]")
-_DOUBLED = re.compile(r"\w*?[aeiouy]([bdgkmnprtv])\1")  # "swimm"
-# What an e was cut from: a short syllable ("bik"), or an ending that words do not have without it.
+_DOUBLED = re.compile(r"\w+?[aeiouy]([bdgkmnprtv])\1")  # "swimm"
+_IE = re.compile("(?:under|be|un)?[ldtv]y")  # "lying"
+# What an e was cut from: a short syllable ("bik"), or an ending that verbs do not have without it.
 _CUT_E = re.compile(
-    r"(?:[^aeiou]*(?:[aeiouy]|qu[aeiou])[^aeiouywx])"
-    r"|.*(?:[^aeiourlw]l|[^aeo]at|[aeiou]s|[rn]s|[auo]g|[rd]g|[^k]c|[iu]d|[^aeiou][iuao]r|[uv]|z|th)"
+    r"[^aeiou]*(?:[aeiouy]|qu[aeiou])[^aeiouywx]"
+    r"|.*(?:[^aeiourlw]l|[rn]s|[aeiou]s|[rd]g|[aeiou]g|[^k]c|[uv]|z|th|[uv]ir|[^aeiou][iua]r"
+    r"|(?:ch|[^bgh]r)ang|(?:l|o)ung|(?:h|cr|b)ing|(?:pl|st|sc|gn|sn|ch|ad)or|[^aeo]at|creat|[nvc]it"
+    r"|[pl]et|[mv]ot|[bpcl]ut|[^aeo]id|[^a]ud|[^eo]ad|[^o]od|[^eo]ap|vok|com|sum|[^aeo]in)"
 )
 
 
@@ -36,6 +40,7 @@ class Stemmer(NamedTuple):
     stem: Callable[[str], str]
 
 
+@functools.cache
 def make_stemmer() -> Stemmer:
     """The tagger and WordNet of nltk, where they and their data are installed, else own rules."""
     try:
@@ -60,9 +65,14 @@ def make_stemmer() -> Stemmer:
     return Stemmer(name, lambda text: _stem(text, plurals, to_verb))
 
 
-def postprocess(generation: str, stemmer: Stemmer) -> str:
+def stem(text: str) -> str:
+    """The stems of a text's words, by the stemmer that `make_stemmer` finds."""
+    return make_stemmer().stem(text)
+
+
+def postprocess(generation: str) -> str:
     """The answer in a generation, stemmed."""
-    return stemmer.stem(cut(generation))
+    return stem(cut(generation))
 
 
 def _stem(
@@ -111,4 +121,6 @@ def verb(word: str) -> str:
         return word
     if _DOUBLED.fullmatch(lower):
         return stem[:-1]
+    if _IE.fullmatch(lower):
+        return stem[:-1] + "ie"
     return stem + "e" if _CUT_E.fullmatch(lower) else stem
