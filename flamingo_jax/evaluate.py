@@ -1,9 +1,13 @@
 """Evaluate a model.
 
 python -m flamingo_jax.evaluate --model=DIR --config=configs/eval/openflamingo.py --output=OUT
-    few-shot tasks; run it again to go on after an interruption
+    few-shot tasks; run it again to go on after an interruption; OUT/report.html shows the results
 python -m flamingo_jax.evaluate --rescore=OUT [--mode=openflamingo]
     score the recorded answers again, without the model
+python -m flamingo_jax.evaluate --report=OUT,OUT
+    one page of several results, into the first
+python -m flamingo_jax.evaluate --compare OUT OUT
+    why two results differ, example by example
 python -m flamingo_jax.evaluate --workdir=DIR
     the digits demo: results.json, a plot and a picture of prompts into a run's directory
 """
@@ -19,7 +23,9 @@ from flamingo_jax import cli
 from flamingo_jax.errors import UserError
 from flamingo_jax.evaluation import demo
 from flamingo_jax.evaluation.command import few_shot, table
+from flamingo_jax.evaluation.compare import compare, directories
 from flamingo_jax.evaluation.config import FewShotConfig, complete
+from flamingo_jax.evaluation.html_report.page import write_report
 from flamingo_jax.evaluation.metrics.vqa import Mode
 from flamingo_jax.evaluation.scores import rescore
 from flamingo_jax.training import distributed
@@ -28,10 +34,14 @@ MODEL = flags.DEFINE_string("model", None, "a model directory")
 OUTPUT = flags.DEFINE_string("output", None, "where the results of a model go")
 TASKS = flags.DEFINE_list("tasks", None, "some of the config's tasks; all unless given")
 RESCORE = flags.DEFINE_string("rescore", None, "results to be scored again")
+REPORT = flags.DEFINE_list("report", None, "results to be shown on one page")
 MODE = flags.DEFINE_enum("mode", None, get_args(Mode), "of VQA accuracy, for --rescore")
 
 
 def main(argv: Sequence[str]) -> None:
+    if compared := directories(argv):
+        print(compare(*compared).text())
+        return
     config = None
     if any(arg.startswith("--config") for arg in argv):
         config = cli.parse_any_config(argv, FewShotConfig, complete)
@@ -39,6 +49,9 @@ def main(argv: Sequence[str]) -> None:
         cli.parse_flags(argv)
     if RESCORE.value:
         print(table(rescore(Path(RESCORE.value), cast(Mode | None, MODE.value))))
+    elif REPORT.value:
+        outs = [Path(out) for out in REPORT.value]
+        print(write_report(outs, outs[0] / "report.html"))
     elif MODEL.value:
         if config is None or not OUTPUT.value:
             raise UserError(
@@ -49,6 +62,9 @@ def main(argv: Sequence[str]) -> None:
             made = few_shot(Path(MODEL.value), _chosen(config), Path(OUTPUT.value))
             if distributed.is_first():
                 print(table(made))
+                if any(score is not None for score in made.values()):
+                    out = Path(OUTPUT.value)
+                    print(write_report([out], out / "report.html"))
     else:
         print(demo.evaluate(cli.workdir()))
 

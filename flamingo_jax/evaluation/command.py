@@ -51,10 +51,14 @@ def open_model(
 
 def few_shot(folder: Path, config: FewShotConfig, out: Path) -> dict[str, float | None]:
     """Evaluate a model directory; see `harness.evaluate`."""
-    neighbours = None
-    if config.demonstrations == "rices":
-        neighbours = similar_images(load_clip(config.rices_model), Path(config.feature_cache))
-    return evaluate(open_model(folder, config), config, out, neighbours)
+    return evaluate(open_model(folder, config), config, out, neighbours_of(config))
+
+
+def neighbours_of(config: FewShotConfig) -> Neighbours | None:
+    """What RICES needs; None: demonstrations are drawn. UserError: no CLIP in `rices_model`."""
+    if config.demonstrations == "random":
+        return None
+    return similar_images(load_clip(config.rices_model), Path(config.feature_cache))
 
 
 def similar_images(encoder: ImageEncoder, cache: Path) -> Neighbours:

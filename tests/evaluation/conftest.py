@@ -3,7 +3,6 @@ import json
 import jax
 import numpy as np
 import pytest
-from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -13,6 +12,8 @@ from flamingo_jax.evaluation.command import open_model
 from flamingo_jax.evaluation.config import FewShotConfig
 from flamingo_jax.evaluation.tasks import TASKS
 from flamingo_jax.model_directory import Origin, write_directory
+from flamingo_jax.schema import dump
+from tests.clip_models import save_clip
 from tests.conftest import random_params, small_config
 from tests.evaluation import fake_data
 
@@ -95,15 +96,12 @@ def on_devices(model_folder, settings):
     }
 
 
-def by_color(task, data, queries, pool, k):
-    """A stand-in for RICES: images are as similar as their colours."""
-
-    def colors(examples):
-        images = (Image.open(data / e.image).resize((1, 1)).getpixel((0, 0)) for e in examples)
-        return np.array(list(images), float)
-
-    distances = np.linalg.norm(colors(queries)[:, None] - colors(pool), axis=-1)
-    return np.argsort(distances, axis=1, kind="stable")[:, :k]
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory):
+    """A tiny CLIP of random weights."""
+    folder = tmp_path_factory.mktemp("clip")
+    save_clip(folder)
+    return folder
 
 
 def lines(path):
@@ -119,3 +117,13 @@ def answers(out):
         )
         for path in sorted(out.glob("*/*/examples.jsonl"))
     }
+
+
+def write_config(folder, config):
+    """A config file with these settings."""
+    path = folder / "config.py"
+    path.write_text(
+        "from ml_collections import ConfigDict\n\n\n"
+        f"def get_config():\n    return ConfigDict({dump(config)!r})\n"
+    )
+    return path

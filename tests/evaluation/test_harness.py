@@ -3,34 +3,54 @@
 import dataclasses
 import json
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from flamingo_jax.clip import load_clip
 from flamingo_jax.errors import UserError
 from flamingo_jax.evaluation import harness
+from flamingo_jax.evaluation.command import neighbours_of
 from flamingo_jax.evaluation.harness import evaluate
 from flamingo_jax.evaluation.scores import rescore
 from flamingo_jax.evaluation.tasks import TASKS
-from tests.evaluation.conftest import answers, by_color, lines
+from tests.evaluation.conftest import answers, lines, write_config
 
+ROOT = Path(__file__).parents[2]
+FILES = [name for name, kind in TASKS.items() if kind().files("test")]  # the tasks of real data
 SIZES = {"hateful_memes": 8, "imagenet": 6, "scienceqa": 6, "scienceqa_thought": 6}  # others: 11
 
 
 @pytest.fixture(scope="module")
-def everything(on_devices, settings, tmp_path_factory):
+def rices(clip_folder, tmp_path_factory):
+    """The settings of demonstrations with similar images."""
+    return {
+        "demonstrations": "rices",
+        "rices_model": str(clip_folder),
+        "feature_cache": str(tmp_path_factory.mktemp("features")),
+    }
+
+
+@pytest.fixture(scope="module")
+def everything(on_devices, settings, rices, tmp_path_factory):
     """Results of all tasks, random and RICES, by the number of devices."""
     made = {}
     for count, model in on_devices.items():
         out = made[count] = tmp_path_factory.mktemp(f"on{count}")
-        for method in ("random", "rices"):
-            config = settings(*TASKS, demonstrations=method, rices_model="a stand-in")
-            evaluate(model, config, out, by_color)
+        for changes in ({}, rices):
+            config = settings(*FILES, **changes)
+            evaluate(model, config, out, neighbours_of(config))
     return made
 
 
 def test_every_task_gives_a_score(everything):
     found = answers(everything[1])
-    assert len(found) == len(TASKS) * 2 * 3
+    assert len(found) == len(FILES) * 2 * 3
     for name, (score, examples) in found.items():
         assert math.isfinite(score)
         assert len(examples) == SIZES.get(name.split("/")[0], 11)
@@ -42,6 +62,28 @@ def test_every_task_gives_a_score(everything):
 
 def test_the_number_of_devices_changes_nothing(everything):
     assert answers(everything[1]) == answers(everything[8])
+
+
+@pytest.mark.slow
+def test_the_number_of_processes_changes_nothing(
+    everything, model_folder, settings, rices, tmp_path
+):
+    out = tmp_path / "out"
+    for changes in ({}, rices):
+        config = write_config(tmp_path, settings(*FILES, **changes))
+        launch = ["-m", "launch.local", "--processes", "2", "--devices-per-process", "1", "--"]
+        evaluation = ["-m", "flamingo_jax.evaluate", f"--config={config}"]
+        ended = subprocess.run(
+            [sys.executable, *launch, sys.executable, *evaluation,
+             f"--model={model_folder}", f"--output={out}"],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )  # fmt: skip
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert answers(out) == answers(everything[1])
 
 
 def test_lines_hold_all_that_an_answer_depends_on(everything, fake_root):
@@ -57,12 +99,15 @@ def test_lines_hold_all_that_an_answer_depends_on(everything, fake_root):
     assert len(manifest["model"]["hash"]) == 64
 
 
-def test_the_most_similar_demonstration_comes_last(everything, fake_root):
+def test_the_most_similar_demonstration_comes_last(everything, fake_root, clip_folder):
+    clip = load_clip(clip_folder)
     for record in lines(everything[1] / "imagenet/4-rices-seed42/examples.jsonl"):
-        *pool, query = record["images"]
-        examples = [type("E", (), {"image": image}) for image in (*pool, query)]
-        order = by_color(None, fake_root, examples[-1:], examples[:-1], 4)[0].tolist()
-        assert order == [3, 2, 1, 0]
+        features = clip.encode_images([Image.open(fake_root / i) for i in record["images"]])
+        similar = features[:-1] @ features[-1]
+        assert (np.diff(similar) > -1e-6).all()
+        others = sorted((fake_root / "imagenet/train").glob("*/*"))
+        pool = clip.encode_images([Image.open(path) for path in others])
+        assert np.isclose(similar[-1], (pool @ features[-1]).max(), atol=1e-5)
 
 
 def test_killed_in_the_middle_and_started_again(

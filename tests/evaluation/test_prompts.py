@@ -3,15 +3,17 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from flamingo_jax.evaluation.config import FewShotConfig, make_task
 from flamingo_jax.evaluation.plan import plan, read
+from tests.evaluation import goldens
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden/prompts.json").read_text())
-SHARED = Path(__file__).parents[3] / "shared"
+NAME = "golden_prompts.json"
+GOLDEN = json.loads((goldens.COMMITTED / NAME).read_text())
+SHARED = goldens.SHARED / NAME
+TOOL = goldens.SHARED.parents[1] / "tools/make_fake_eval_data.py"
 NAMES = {"flickr": "flickr30k", "ok_vqa": "okvqa"}
 
 
@@ -36,11 +38,10 @@ def replayed(root, run, **settings):
 
 @pytest.fixture(scope="session")
 def shared_data(tmp_path_factory):
-    tool = SHARED / "tools/make_fake_eval_data.py"
-    if not tool.is_file():
+    if not TOOL.is_file():
         pytest.skip("the other generator is not at hand")
     root = tmp_path_factory.mktemp("shared")
-    subprocess.run([sys.executable, str(tool), str(root)], check=True)
+    subprocess.run([sys.executable, str(TOOL), str(root)], check=True)
     return root
 
 
@@ -62,8 +63,7 @@ def test_replay_gives_the_prompts_of_the_original(fake_root, run):
 
 
 def shared_runs():
-    path = SHARED / "golden/eval/golden_prompts.json"
-    return json.loads(path.read_text())["runs"] if path.is_file() else []
+    return json.loads(SHARED.read_text())["runs"] if SHARED.is_file() else []
 
 
 @pytest.mark.parametrize("run", cases(shared_runs()))

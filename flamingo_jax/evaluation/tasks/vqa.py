@@ -1,6 +1,5 @@
 """Visual question answering in the format of VQA: VQAv2, OK-VQA, TextVQA and VizWiz."""
 
-import functools
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -128,7 +127,7 @@ class OkVqa(Vqa):
 
     @property
     def note(self) -> str:
-        return f"stemmer: {stemmer().name}"
+        return f"stemmer: {stemming.make_stemmer().name}"
 
     def part(self, split: Split) -> str:
         return "train2014" if split == "train" else "val2014"
@@ -140,12 +139,7 @@ class OkVqa(Vqa):
         return f"{part}/COCO_{part}_{image_id:012d}.jpg"
 
     def process(self, raw: str) -> str:
-        return stemming.postprocess(raw, stemmer())
-
-
-@functools.cache
-def stemmer() -> stemming.Stemmer:
-    return stemming.make_stemmer()
+        return stemming.postprocess(raw)
 
 
 @dataclass(frozen=True, kw_only=True)
