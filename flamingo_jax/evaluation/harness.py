@@ -98,10 +98,14 @@ def _run(
         round_length=config.round_length,
     )
     batches = [planned[start : start + size] for start in range(0, len(planned), size)]
+    batches = [
+        batch
+        for batch in batches[process::processes]
+        if not all(prompts[0].example.id in answered for prompts in batch)
+    ]
     with folder.part(process).open("w") as lines:
-        for batch in batches[process::processes]:
-            if all(prompts[0].example.id in answered for prompts in batch):
-                continue
+        for batch, later in zip(batches, [*batches[1:], []], strict=True):
+            asker.pictures.ahead(image for prompts in batch + later for image in prompts[0].images)
             for record in answer(asker, dataset.task, choices, batch, config):
                 lines.write(json.dumps(record, ensure_ascii=False) + "\n")
             lines.flush()
@@ -129,7 +133,7 @@ def answer(
     for prompts in batch:
         try:
             for image in prompts[0].images:
-                asker.pixels(image)
+                asker.pictures.pixels(image)
         except BadRecordError as error:
             example = prompts[0].example
             problems.found("unreadable image", f"example {example.id}: {error}")

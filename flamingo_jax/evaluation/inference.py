@@ -1,6 +1,5 @@
 """Batches of prompts through a model: text that is generated, or scores of given answers."""
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -11,19 +10,17 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from flamingo_jax.data.images import decode_image
-from flamingo_jax.data.records import BadRecordError
 from flamingo_jax.data.tokenizer import TextTokens
 from flamingo_jax.errors import UserError
-from flamingo_jax.evaluation.prompts import BLANK, Prompt
+from flamingo_jax.evaluation.pictures import Pictures
+from flamingo_jax.evaluation.prompts import Prompt
 from flamingo_jax.evaluation.tasks import Task
 from flamingo_jax.models.batching import model_config
 from flamingo_jax.models.generate import GenerationConfig, generate
 from flamingo_jax.models.params import ModelGraph, Params
 from flamingo_jax.models.scoring import score_continuations
-from flamingo_jax.models.vision import CLIP_MEAN
 
-CACHED_IMAGES = 1024
+KEPT_IMAGES = 1024  # at least; 150 MiB at 224 × 224
 
 
 @dataclass(frozen=True)
@@ -81,11 +78,12 @@ class Asker:
         num_images: int,
         round_length: int,
     ):
-        self._model, self._task, self._data = model, task, data
+        self._model, self._task = model, task
         self._batch_size, self._num_images = batch_size, num_images
         self._round_length = round_length
         self._config = model_config(model.graph)
-        self._decoded: OrderedDict[str, np.ndarray] = OrderedDict()
+        kept = max(KEPT_IMAGES, 2 * batch_size * num_images)
+        self.pictures = Pictures(task, data, self._config.vision.image_size, kept)
 
     def texts(self, prompts: Sequence[Prompt], *, counts_prompt: bool) -> list[str]:
         """The best continuation of each prompt."""
@@ -144,30 +142,6 @@ class Asker:
             tokens_BL[row, length - len(own) :] = own
             segments_BL[row, length - len(own) :] = 1
             for slot, image in enumerate(prompt.images):
-                images[row, slot, 0] = self.pixels(image)
+                images[row, slot, 0] = self.pictures.pixels(image)
         counts_B = np.array([len(prompt.images) for prompt in rows])
         return (images, tokens_BL, segments_BL), counts_B
-
-    def pixels(self, image: str) -> np.ndarray:
-        """uint8 (H, W, 3) as the vision encoder sees it; the last ones are kept decoded.
-
-        Raises:
-          BadRecordError: damaged or unreadable.
-        """
-        if image in self._decoded:
-            self._decoded.move_to_end(image)
-            return self._decoded[image]
-        size = self._config.vision.image_size
-        if image == BLANK:
-            mean = np.round(255 * np.asarray(CLIP_MEAN)).astype(np.uint8)
-            pixels = np.broadcast_to(mean, (size, size, 3))
-        else:
-            try:
-                picture = self._task.picture(self._data, image)
-            except OSError as error:
-                raise BadRecordError(f"image cannot be read: {error.strerror}") from error
-            pixels = decode_image(picture, size) if isinstance(picture, bytes) else picture
-        self._decoded[image] = pixels
-        if len(self._decoded) > CACHED_IMAGES:
-            self._decoded.popitem(last=False)
-        return pixels

@@ -30,9 +30,12 @@ class Dataset:
 
 
 def read(name: str, task: Task, config: FewShotConfig, neighbours: Neighbours | None) -> Dataset:
+    """The data of a task. UserError: missing or at fault, or too little for so many shots."""
     root, problems = Path(config.data_root), Problems(config.on_error)
     test = read_split(task, root, "test", problems)
-    train = read_split(task, root, "train", Problems(config.on_error))
+    # Without shots, only the text of demonstrations is shown.
+    images = any(config.shots) or config.demonstrations == "rices" or _superfluous(task, config)
+    train = read_split(task, root, "train", Problems(config.on_error), images=images)
     if config.sampling == "seeded":
         test = sampling.subset(test, config.num_samples)
     most_similar: dict[str, list[int]] = {}
@@ -82,7 +85,6 @@ def plan(dataset: Dataset, config: FewShotConfig, shots: int, seed: int) -> list
     """The prompts of every test example: one, or several orders of its demonstrations."""
     task = dataset.task
     orders = 1 if task.max_new_tokens else config.ensemble
-    replayed = config.sampling == "openflamingo"
     return [
         [
             make_prompt(
@@ -91,12 +93,17 @@ def plan(dataset: Dataset, config: FewShotConfig, shots: int, seed: int) -> list
                 order,
                 text_only=shots == 0,
                 context_images=config.context_images,
-                superfluous_images=replayed and not task.max_new_tokens,
+                superfluous_images=_superfluous(task, config),
             )
             for order in _orders(demonstrations, orders, seed, example.id)
         ]
         for example, demonstrations in show(dataset, config, shots, seed)
     ]
+
+
+def _superfluous(task: Task, config: FewShotConfig) -> bool:
+    """The original gives images to classification's 0-shot prompts, whose text has no marks."""
+    return config.sampling == "openflamingo" and not task.max_new_tokens
 
 
 def _orders(shown: list[Example], count: int, seed: int, example_id: str) -> list[list[Example]]:

@@ -67,7 +67,7 @@ def model_folder(tokenizer, tmp_path_factory):
     return folder
 
 
-SHORT = {"max_new_tokens": 3, "num_beams": 1}  # one program for all that generates
+SHORT = {"max_new_tokens": 3, "num_beams": 3}  # one program for all that generates
 
 
 @pytest.fixture(scope="session")

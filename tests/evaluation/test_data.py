@@ -1,5 +1,6 @@
 """Original files, their faults, and what test servers take."""
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from flamingo_jax.errors import UserError
 from flamingo_jax.evaluation import sampling
 from flamingo_jax.evaluation.harness import evaluate
 from flamingo_jax.evaluation.metrics.vqa import normalize
+from flamingo_jax.evaluation.plan import read
 from flamingo_jax.evaluation.prompts import make_prompt
 from flamingo_jax.evaluation.tasks import TASKS, Example, Problems, read_split
 from flamingo_jax.evaluation.tasks import task as task_module
@@ -101,6 +103,15 @@ def test_faults_are_an_error_or_counted(spoilt, fault):
     assert problems.counts == counts
     if name != "imagenet":  # where one fault is a whole folder
         assert len(left) == len(sound) - ("duplicate" not in fault) * sum(counts.values())
+
+
+def test_without_shots_no_training_images_are_needed(spoilt, settings):
+    root, task = spoilt("vqav2"), TASKS["vqav2"]()
+    shutil.rmtree(root / "vqav2/train2014")
+    config = settings("vqav2", data_root=str(root), shots=(0,))
+    assert len(read("vqav2", task, config, None).train) == 40
+    with pytest.raises(UserError, match=r"train2014.*missing image"):
+        read("vqav2", task, dataclasses.replace(config, shots=(0, 2)), None)
 
 
 def test_a_file_in_another_format_is_refused(spoilt):

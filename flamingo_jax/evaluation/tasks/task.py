@@ -127,8 +127,10 @@ class Task(ABC):
         return path
 
 
-def read_split(task: Task, data: Path, split: Split, problems: Problems) -> list[Example]:
-    """The sound examples of a split.
+def read_split(
+    task: Task, data: Path, split: Split, problems: Problems, *, images: bool = True
+) -> list[Example]:
+    """The sound examples of a split; without `images`, those need not be there.
 
     Raises:
       UserError: an image that does not exist or an id that stands twice, unless faults are skipped;
@@ -137,13 +139,13 @@ def read_split(task: Task, data: Path, split: Split, problems: Problems) -> list
     listed: dict[Path, set[str]] = {}
     seen: set[str] = set()
     sound = []
-    own_images = type(task).picture is not Task.picture
+    images &= type(task).picture is Task.picture
     for example in _entries(task, data, split, problems):
         if example.id in seen:
             problems.found("duplicate id", f"{task.folder}: example {example.id}")
             continue
         seen.add(example.id)
-        if example.image is not None and not own_images:
+        if example.image is not None and images:
             file = data / example.image
             if file.parent not in listed:
                 there = file.parent.is_dir()
