@@ -130,6 +130,8 @@ class MadeUp:
                 record["answer"] = CAPTIONS[1 - int(chosen[-1][:2]) % 2][0]
         elif task == "vqav2":
             record["score"] = 100 * float(np.clip(rng.normal(level / 100, 0.4), 0, 1).round(1))
+            if record["score"] < 50:
+                record["references"] = [str(a) for a in answers if a != told[-1]]
             record |= {"question_type": kind, "question": question}
         else:
             label = int(key.split("-")[-1]) % 2
