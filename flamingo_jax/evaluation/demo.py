@@ -45,7 +45,11 @@ def evaluate(workdir: Path) -> Path:
     asked = config.evaluation
     split = {"split": asked.split}
     naming = FewShotConfig(
-        tasks={"digits": split}, shots=(0,), seeds=(SEED,), batch_size=asked.batch_size
+        tasks={"digits": split},
+        shots=(0,),
+        seeds=(SEED,),
+        batch_size=asked.batch_size,
+        round_length=1,  # all prompts of so many shots are equally long
     )
     names = {"digit_names": {**split, "num_prompts": asked.num_examples}}
     binding = dataclasses.replace(naming, tasks=names, shots=asked.shots)

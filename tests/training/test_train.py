@@ -18,7 +18,7 @@ import pytest
 from flamingo_jax.config import Config
 from flamingo_jax.conversion.weights import Leaf
 from flamingo_jax.errors import UserError
-from flamingo_jax.evaluate import evaluate
+from flamingo_jax.evaluation.demo import evaluate
 from flamingo_jax.model_directory import Origin, write_directory
 from flamingo_jax.models.params import flamingo_graph
 from flamingo_jax.schema import build
