@@ -1,11 +1,12 @@
 """What `python -m flamingo_jax.evaluate` does with a model directory."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from PIL import Image
 
 from flamingo_jax.clip import load_clip
@@ -78,11 +79,20 @@ def similar_images(encoder: ImageEncoder, cache: Path) -> Neighbours:
 
         def features(examples: Sequence[Example]) -> np.ndarray:
             names = [f"{prefix}{example.image}" for example in examples]
-            return image_features(encoder, names, picture, cache)
+            return after_the_first(lambda: image_features(encoder, names, picture, cache))
 
         return top_k(features(queries), features(pool), k)
 
     return neighbours
+
+
+def after_the_first(make: Callable[[], np.ndarray]) -> np.ndarray:
+    """What `make` gives. Process 0 calls it before the others do, who find the file it wrote."""
+    if jax.process_count() == 1:
+        return make()
+    made = make() if jax.process_index() == 0 else None
+    multihost_utils.sync_global_devices("features")
+    return make() if made is None else made
 
 
 def table(made: Mapping[str, float | None]) -> str:

@@ -201,6 +201,7 @@ def _finish(
         "demonstrations": config.demonstrations,
         "context_images": config.context_images,
         "skipped_because": left_out,
+        "skipped_in_training_data": dataset.left_out_of_train,
     }
     mode, root = config.metric_mode, Path(config.data_root)
     scored = score_records(dataset.task, records, mode, settings, root)

@@ -19,23 +19,25 @@ Shown = list[tuple[Example, list[Example]]]  # what is asked, with its demonstra
 
 @dataclass(frozen=True)
 class Dataset:
-    """A task with its sound examples, and how many were left out."""
+    """A task with its sound examples, and how many were left out of each split, by fault."""
 
     name: str
     task: Task
     train: list[Example]
     test: list[Example]
     left_out: dict[str, int]
+    left_out_of_train: dict[str, int]
     neighbours: dict[str, list[int]]  # RICES: of each test example, the most similar first
 
 
 def read(name: str, task: Task, config: FewShotConfig, neighbours: Neighbours | None) -> Dataset:
     """The data of a task. UserError: missing or at fault, or too little for so many shots."""
-    root, problems = Path(config.data_root), Problems(config.on_error)
+    root = Path(config.data_root)
+    problems, train_problems = Problems(config.on_error), Problems(config.on_error)
     test = read_split(task, root, "test", problems)
     # Without shots, only the text of demonstrations is shown.
     images = any(config.shots) or config.demonstrations == "rices" or _superfluous(task, config)
-    train = read_split(task, root, "train", Problems(config.on_error), images=images)
+    train = read_split(task, root, "train", train_problems, images=images)
     if config.sampling == "seeded":
         test = sampling.subset(test, config.num_samples)
     most_similar: dict[str, list[int]] = {}
@@ -50,7 +52,8 @@ def read(name: str, task: Task, config: FewShotConfig, neighbours: Neighbours | 
         most_similar = {
             query.id: [places[i] for i in row] for query, row in zip(queries, found, strict=True)
         }
-    return Dataset(name, task, train, test, dict(problems.counts), most_similar)
+    counts = dict(problems.counts), dict(train_problems.counts)
+    return Dataset(name, task, train, test, *counts, most_similar)
 
 
 def show(dataset: Dataset, config: FewShotConfig, shots: int, seed: int) -> Shown:

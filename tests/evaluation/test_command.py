@@ -1,6 +1,11 @@
 """The command: on several processes, with its mistakes, and during training."""
 
 import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import jax
 import pytest
@@ -9,11 +14,14 @@ from absl import flags
 from flamingo_jax import evaluate as command
 from flamingo_jax.config import Config
 from flamingo_jax.errors import UserError
+from flamingo_jax.evaluation.command import few_shot
 from flamingo_jax.schema import build
 from flamingo_jax.train import train
 from flamingo_jax.training.metrics import read_metrics
 from tests import tiny
 from tests.evaluation.conftest import answers, lines, write_config
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -68,6 +76,32 @@ def test_mistakes_are_told_in_one_line(run, model_folder, tmp_path):
     flags.FLAGS.unparse_flags()
     with pytest.raises(UserError, match="--model needs --config and --output"):
         command.main(["evaluate", f"--model={model_folder}"])
+
+
+def test_a_killed_evaluation_goes_on(model_folder, settings, tmp_path):
+    config = settings("coco", shots=(0,), seeds=tuple(range(8)), batch_size=1)
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    given = f"--model={model_folder}", f"--config={write_config(tmp_path, config)}"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flamingo_jax.evaluate", *given, f"--output={killed}"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    part = killed / "coco/0-random-seed1/parts/process-0.jsonl"
+    while not (part.exists() and part.read_text().count("\n") >= 2):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.005)
+    process.kill()
+    process.communicate()
+    left = answers(killed)
+    assert 0 < len(left) < 8
+    few_shot(model_folder, config, killed)
+    assert {name: answers(killed)[name] for name in left} == left
+    few_shot(model_folder, config, whole)
+    assert answers(killed) == answers(whole)
+    assert len({json.dumps(examples) for _, examples in answers(whole).values()}) == 8
 
 
 def test_a_model_is_evaluated_while_it_trains(tmp_path):
