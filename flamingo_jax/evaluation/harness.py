@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 
 from flamingo_jax.data.records import BadRecordError
 from flamingo_jax.evaluation import results
-from flamingo_jax.evaluation.config import FewShotConfig, make_task
+from flamingo_jax.evaluation.config import FewShotConfig, complete, make_task
 from flamingo_jax.evaluation.inference import Asker, Model
 from flamingo_jax.evaluation.plan import Dataset, Neighbours, plan, read
 from flamingo_jax.evaluation.prompts import Prompt
@@ -66,7 +66,7 @@ def _manifest(model: Model, config: FewShotConfig) -> Record:
         "format": 1,
         "model": model.facts,
         "data": data,
-        "settings": dump(config),
+        "settings": complete(dump(config)),
         "versions": results.versions(),
     }
 
