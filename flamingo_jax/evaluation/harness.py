@@ -104,8 +104,9 @@ def _run(
         if not all(prompts[0].example.id in answered for prompts in batch)
     ]
     with folder.part(process).open("w") as lines:
-        for batch, later in zip(batches, [*batches[1:], []], strict=True):
-            asker.pictures.ahead(image for prompts in batch + later for image in prompts[0].images)
+        for place, batch in enumerate(batches):
+            soon = [prompts[0] for later in batches[place : place + 2] for prompts in later]
+            asker.pictures.ahead(image for prompt in soon for image in prompt.images)
             for record in answer(asker, dataset.task, choices, batch, config):
                 lines.write(json.dumps(record, ensure_ascii=False) + "\n")
             lines.flush()
