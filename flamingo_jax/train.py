@@ -7,6 +7,7 @@ exits with 0. On several hosts, start it once per host (docs/scaling.md).
 import signal
 from collections.abc import Generator, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -16,6 +17,7 @@ from flamingo_jax.config import Config
 from flamingo_jax.data.bad_records import BadRecordLog
 from flamingo_jax.data.pipeline import Batches, StepSource, batches
 from flamingo_jax.errors import UserError
+from flamingo_jax.evaluation.in_training import few_shot
 from flamingo_jax.schema import dump
 from flamingo_jax.training import distributed
 from flamingo_jax.training.checkpoint import Checkpointer, check_frozen, claim_workdir
@@ -89,9 +91,14 @@ def train(config: Config, workdir: Path, devices: list[jax.Device] | None = None
                 state, metrics = run.train_step(state, frozen, device_batch)
             profile.end(step, metrics)
             _report(writer, speed, config, previous)
+            scores: dict[str, float] = {}
+            if config.evaluate_every and step % config.evaluate_every == 0:
+                params = {**state.params, **frozen}
+                with speed.aside("evaluate"), watchdog.paused():
+                    scores = stop.unless_stopped(partial(few_shot, run, params, workdir, step), {})
             if previous is not None:  # every process has compiled
                 watchdog.beat(f"step {step}")
-            previous = step, {**metrics, **counts}
+            previous = step, {**metrics, **counts, **scores}
             if step % config.checkpoint_every == 0 or step == config.num_steps:
                 with speed.aside("save"):
                     checkpointer.save(step, state, facts)
@@ -161,7 +168,8 @@ def _report(writer: MetricWriter, speed: Speed, config: Config, pending) -> None
             f"{step}: lower config.optimizer.learning_rate, or start from an earlier checkpoint"
         )
     speed.begin(step)
-    if step % config.log_every == 0 or step in (1, config.num_steps):
+    evaluated = config.evaluate_every and step % config.evaluate_every == 0
+    if evaluated or step % config.log_every == 0 or step in (1, config.num_steps):
         values = {name: float(value) for name, value in metrics.items()}
         writer.write(step, values, speed.facts(step))
 

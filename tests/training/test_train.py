@@ -19,7 +19,7 @@ import pytest
 from flamingo_jax.config import Config
 from flamingo_jax.conversion.weights import Leaf
 from flamingo_jax.errors import UserError
-from flamingo_jax.evaluate import evaluate
+from flamingo_jax.evaluation.demo import evaluate
 from flamingo_jax.model_directory import Origin, write_directory
 from flamingo_jax.models.params import flamingo_graph
 from flamingo_jax.schema import build
@@ -215,11 +215,11 @@ def command():
         "PYTHONPATH": str(ROOT),
     }
 
-    def start(workdir: Path, **changes):
+    def start(workdir: Path, config: str = "tests/tiny.py", **changes):
         args = {"num_steps": 300, "checkpoint_every": 20, **changes}
         overrides = [f"--config.{key}={value}" for key, value in args.items()]
         return subprocess.Popen(
-            [sys.executable, "-m", "flamingo_jax.train", "--config=tests/tiny.py",
+            [sys.executable, "-m", "flamingo_jax.train", f"--config={config}",
              f"--workdir={workdir}", *overrides],
             cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
@@ -282,6 +282,19 @@ def test_a_signal_during_compilation_saves_and_exits_with_0(command, tmp_path):
     stopped = int(out.split("stopped by SIGUSR1 after step ")[1].split(";")[0])
     assert stopped <= 3
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == [str(stopped)]
+
+
+def test_a_signal_during_evaluation_ends_it_saves_and_exits_with_0(command, tmp_path):
+    process = command(tmp_path, "tests/evaluating.py")
+    for _ in range(30_000):
+        if (tmp_path / "few_shot/3").exists():
+            break
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    assert "stopped by SIGTERM after step 3" in finish(process)
+    assert [m["step"] for m in read_metrics(tmp_path)] == [1, 2, 3]
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["3"]
 
 
 def read_metrics_until_damage(workdir: Path) -> list[str]:
