@@ -75,9 +75,9 @@ def _run(
     model: Model, config: FewShotConfig, dataset: Dataset, shots: int, seed: int, folder: Folder
 ) -> None:
     """Answer what is not answered yet; process 0 writes the results."""
-    complete = folder.is_complete
+    is_complete = folder.is_complete
     _wait("looked", folder)
-    if complete:
+    if is_complete:
         return
     process, processes = jax.process_index(), jax.process_count()
     if process == 0:
