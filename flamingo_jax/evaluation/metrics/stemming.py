@@ -44,8 +44,8 @@ class Stemmer(NamedTuple):
 def make_stemmer() -> Stemmer:
     """The tagger and WordNet of nltk, where they and their data are installed, else own rules."""
     try:
-        import nltk  # type: ignore[import-not-found]
-        from nltk.corpus import wordnet  # type: ignore[import-not-found]
+        import nltk  # type: ignore[import-not-found, import-untyped, unused-ignore]
+        from nltk.corpus import wordnet  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

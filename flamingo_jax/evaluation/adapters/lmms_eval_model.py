@@ -1,0 +1,59 @@
+"""Models for lmms-eval; it finds `manifest` through the entry point `lmms_eval.models`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from lmms_eval.api.model import lmms  # type: ignore[import-not-found, import-untyped, unused-ignore]
+
+from flamingo_jax.evaluation.adapters.zero_shot import Question, ZeroShot
+
+MAX_NEW_TOKENS = 32  # where a task names no number
+
+
+class FlamingoJax(lmms):
+    """`model_args="model=DIR"`; further arguments are those of `ZeroShot`."""
+
+    is_simple = True
+
+    def __init__(self, model: str, **options: Any):
+        super().__init__()
+        known = {"prompt", "num_beams", "batch_size"}
+        self._zero_shot = ZeroShot(model, **{k: v for k, v in options.items() if k in known and v})
+
+    def generate_until(self, requests: Sequence[Any]) -> list[str]:
+        return [self._answer(*request.args) for request in requests]
+
+    def _answer(self, text: str, settings: dict[str, Any], *place: Any) -> str:
+        until = settings.get("until", ())
+        return self._zero_shot.generate(
+            [self._question(text, *place)],
+            int(settings.get("max_new_tokens", MAX_NEW_TOKENS)),
+            [until] if isinstance(until, str) else until,
+        )[0]
+
+    def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
+        """The loss, which lmms-eval expects in this place and compares by its minimum."""
+        return [self._loss(*request.args) for request in requests]
+
+    def _loss(self, text: str, target: Any, *place: Any) -> tuple[float, bool]:
+        continuation = target if isinstance(target, str) else target(self._document(*place[1:]))
+        question = self._question(text, *place)
+        logprob, is_greedy = self._zero_shot.loglikelihood(question, continuation)
+        return -logprob, is_greedy
+
+    def _question(self, text: str, doc_to_visual: Any, *place: Any) -> Question:
+        return text, doc_to_visual(self._document(*place)) or ()
+
+    def _document(self, number: int, task: str, split: str) -> Any:
+        return self.task_dict[task][split][number]
+
+    def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
+        raise NotImplementedError("flamingo_jax answers single questions, not rounds of them")
+
+
+def manifest() -> Any:
+    """What lmms-eval is told about this model."""
+    from lmms_eval.models.registry_v2 import ModelManifest  # type: ignore[import-not-found, import-untyped, unused-ignore]
+
+    name = f"{FlamingoJax.__module__}.{FlamingoJax.__name__}"
+    return ModelManifest("flamingo_jax", simple_class_path=name)
