@@ -31,9 +31,14 @@ class FlamingoJax(lmms):
             [until] if isinstance(until, str) else until,
         )[0]
 
-    def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
-        """The loss, which lmms-eval expects in this place and compares by its minimum."""
-        return [self._loss(*request.args) for request in requests]
+    def loglikelihood(self, requests: Sequence[Any]) -> list[Any]:
+        """(loss, whether greedy search gives it): lmms-eval takes the choice with the least.
+
+        Wrapped, because version 0.7.3 turns a bare pair into text.
+        """
+        from lmms_eval.api.instance import GenerationResult  # type: ignore[import-not-found, import-untyped, unused-ignore]
+
+        return [GenerationResult(self._loss(*request.args)) for request in requests]
 
     def _loss(self, text: str, target: Any, *place: Any) -> tuple[float, bool]:
         continuation = target if isinstance(target, str) else target(self._document(*place[1:]))
