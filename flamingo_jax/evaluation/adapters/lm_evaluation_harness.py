@@ -6,9 +6,7 @@ from typing import Any
 from lm_eval.api.model import LM  # type: ignore[import-not-found, import-untyped, unused-ignore]
 from lm_eval.api.registry import register_model  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
-from flamingo_jax.evaluation.adapters.zero_shot import ZeroShot
-
-MAX_NEW_TOKENS = 32  # where a task names no number
+from flamingo_jax.evaluation.adapters.zero_shot import Request, open_model, request
 
 
 @register_model("flamingo_jax")
@@ -19,28 +17,18 @@ class FlamingoJax(LM):
 
     def __init__(self, model: str, **options: Any):
         super().__init__()
-        known = {"prompt", "num_beams", "batch_size"}
-        self._zero_shot = ZeroShot(model, **{k: v for k, v in options.items() if k in known and v})
+        self._zero_shot = open_model(model, options)
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        return [self._answer(*request.args) for request in requests]
-
-    def _answer(self, text: str, settings: dict[str, Any], multimodal: Any = None) -> str:
-        until = settings.get("until", ())
-        return self._zero_shot.generate(
-            [(text, (multimodal or {}).get("visual", ()))],
-            int(settings.get("max_gen_toks", MAX_NEW_TOKENS)),
-            [until] if isinstance(until, str) else until,
-        )[0]
+        return self._zero_shot.answer([_request(*request.args) for request in requests])
 
     def loglikelihood(
         self, requests: Sequence[Any], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
-        return [self._scored(*request.args) for request in requests]
-
-    def _scored(self, text: str, continuation: str, multimodal: Any = None) -> tuple[float, bool]:
-        pictures = (multimodal or {}).get("visual", ())
-        return self._zero_shot.loglikelihood((text, pictures), continuation)
+        return [
+            self._zero_shot.loglikelihood((text, _pictures(*images)), continuation)
+            for text, continuation, *images in (request.args for request in requests)
+        ]
 
     def loglikelihood_rolling(
         self, requests: Sequence[Any], disable_tqdm: bool = False
@@ -49,3 +37,11 @@ class FlamingoJax(LM):
             "flamingo_jax does not score whole documents here; use "
             "flamingo_jax.models.scoring.perplexity"
         )
+
+
+def _request(text: str, settings: dict[str, Any], *images: Any) -> Request:
+    return request((text, _pictures(*images)), settings, "max_gen_toks")
+
+
+def _pictures(images: Any = None) -> Sequence[Any]:
+    return (images or {}).get("visual", ())

@@ -5,9 +5,7 @@ from typing import Any
 
 from lmms_eval.api.model import lmms  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
-from flamingo_jax.evaluation.adapters.zero_shot import Question, ZeroShot
-
-MAX_NEW_TOKENS = 32  # where a task names no number
+from flamingo_jax.evaluation.adapters.zero_shot import Question, open_model, request
 
 
 class FlamingoJax(lmms):
@@ -17,19 +15,15 @@ class FlamingoJax(lmms):
 
     def __init__(self, model: str, **options: Any):
         super().__init__()
-        known = {"prompt", "num_beams", "batch_size"}
-        self._zero_shot = ZeroShot(model, **{k: v for k, v in options.items() if k in known and v})
+        self._zero_shot = open_model(model, options)
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
-        return [self._answer(*request.args) for request in requests]
-
-    def _answer(self, text: str, settings: dict[str, Any], *place: Any) -> str:
-        until = settings.get("until", ())
-        return self._zero_shot.generate(
-            [self._question(text, *place)],
-            int(settings.get("max_new_tokens", MAX_NEW_TOKENS)),
-            [until] if isinstance(until, str) else until,
-        )[0]
+        return self._zero_shot.answer(
+            [
+                request(self._question(text, *place), settings, "max_new_tokens")
+                for text, settings, *place in (r.args for r in requests)
+            ]
+        )
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[Any]:
         """(loss, whether greedy search gives it): lmms-eval takes the choice with the least.

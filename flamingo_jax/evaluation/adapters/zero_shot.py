@@ -1,8 +1,9 @@
 """A model directory that answers questions about images without demonstrations."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,6 +14,29 @@ from flamingo_jax.models.generate import GenerationConfig, generate
 from flamingo_jax.models.scoring import score_continuations
 
 Question = tuple[str, Sequence[Any]]  # text and its PIL images
+MAX_NEW_TOKENS = 32  # where a task names no number
+OF_HARNESSES = ("device", "max_batch_size")  # arguments they give to every model
+
+
+class Request(NamedTuple):
+    """A question, and how its answer ends."""
+
+    question: Question
+    max_new_tokens: int
+    stops: tuple[str, ...]
+
+
+def request(question: Question, settings: Mapping[str, Any], max_tokens: str) -> Request:
+    """What a harness asks; `max_tokens` is its name for the limit in `settings`."""
+    until = settings.get("until") or ()
+    stops = (until,) if isinstance(until, str) else tuple(until)
+    return Request(question, int(settings.get(max_tokens) or MAX_NEW_TOKENS), stops)
+
+
+def open_model(model: str, arguments: Mapping[str, Any]) -> "ZeroShot":
+    """A model from a harness's arguments; TypeError: one that `ZeroShot` does not have."""
+    given = {k: v for k, v in arguments.items() if v is not None and k not in OF_HARNESSES}
+    return ZeroShot(model, **given)
 
 
 class ZeroShot:
@@ -39,6 +63,14 @@ class ZeroShot:
         self._model = load(Path(model))
         self._prompt, self._num_beams = prompt, int(num_beams)
         self.batch_size = int(batch_size)
+
+    def answer(self, requests: Sequence[Request]) -> list[str]:
+        """The answer to each request; neighbours that end alike are asked together."""
+        answers = []
+        for (max_new_tokens, stops), group in groupby(requests, key=lambda r: r[1:]):
+            questions = [request.question for request in group]
+            answers += self.generate(questions, max_new_tokens, stops)
+        return answers
 
     def generate(
         self, questions: Sequence[Question], max_new_tokens: int, stops: Sequence[str] = ()

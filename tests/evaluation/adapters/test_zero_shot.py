@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from flamingo_jax.errors import UserError
-from flamingo_jax.evaluation.adapters.zero_shot import ZeroShot
+from flamingo_jax.evaluation.adapters.zero_shot import ZeroShot, open_model, request
 from tests.evaluation.adapters.conftest import COLOURS
 
 
@@ -32,6 +32,27 @@ def test_answers_end_before_a_stop(zero_shot, pictures):
     (whole,) = zero_shot.generate([question], 8)
     stop = whole[len(whole) // 2]
     assert zero_shot.generate([question], 8, [stop, "never"]) == [whole[: whole.index(stop)]]
+
+
+def test_requests_are_answered_in_order(zero_shot, pictures):
+    questions = [("What colour?", [picture]) for picture in pictures]
+    limits = (2, 2, 5, 5, 2)
+    requests = [
+        request(question, {"until": "\n", "limit": limit}, "limit")
+        for question, limit in zip(questions, limits, strict=True)
+    ]
+    assert requests[0].stops == ("\n",)
+    assert zero_shot.answer(requests) == [
+        zero_shot.generate([question], limit, ["\n"])[0]
+        for question, limit in zip(questions, limits, strict=True)
+    ]
+
+
+def test_arguments_of_harnesses(model):
+    given = {"batch_size": "2", "device": "cuda", "max_batch_size": None, "num_beams": 2}
+    assert open_model(str(model), given).batch_size == 2
+    with pytest.raises(TypeError, match="num_beam"):
+        open_model(str(model), {"num_beam": 2})
 
 
 def test_likelihoods_are_those_of_greedy_search(zero_shot, pictures):
