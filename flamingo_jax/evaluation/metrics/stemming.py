@@ -44,11 +44,11 @@ class Stemmer(NamedTuple):
 def make_stemmer() -> Stemmer:
     """The tagger and WordNet of nltk, where they and their data are installed, else own rules."""
     try:
-        import nltk  # type: ignore[import-not-found]
-        from nltk.corpus import wordnet  # type: ignore[import-not-found]
-
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            import nltk  # type: ignore[import-not-found, import-untyped, unused-ignore]
+            from nltk.corpus import wordnet  # type: ignore[import-not-found, import-untyped, unused-ignore]
+
             nltk.pos_tag(["word"])
             wordnet.ensure_loaded()
     except (ImportError, LookupError):

@@ -1,4 +1,6 @@
 import math
+import sys
+import types
 
 import pytest
 from hypothesis import given
@@ -92,8 +94,36 @@ def test_singulars(word, stem):
     assert singular(word) == stem
 
 
-def test_the_stemmer_says_which_it_is():
-    assert make_stemmer().name
+class FakeNltk(types.ModuleType):
+    """nltk with its data: every word is a plural noun, and every lemma is known."""
+
+    __version__ = "9.9"
+
+    def __init__(self, has_data: bool):
+        super().__init__("nltk")
+        self.corpus = types.ModuleType("nltk.corpus")
+        self.corpus.wordnet = types.SimpleNamespace(ensure_loaded=lambda: None)
+        lemmatizer = types.SimpleNamespace(lemmatize=lambda word, kind: f"{kind}:{word}")
+        self.stem = types.SimpleNamespace(WordNetLemmatizer=lambda: lemmatizer)
+        self.has_data = has_data
+
+    def pos_tag(self, words: list[str]) -> list[tuple[str, str]]:
+        if not self.has_data:
+            raise LookupError("averaged_perceptron_tagger")
+        return [(word, "NNS") for word in words]
+
+
+@pytest.mark.parametrize(
+    ("has_data", "name", "stem"),
+    [(True, "nltk 9.9 with WordNet", "v:string"), (False, "built-in", "string")],
+)
+def test_nltk_is_used_where_its_data_is(monkeypatch, has_data, name, stem):
+    fake = FakeNltk(has_data)
+    monkeypatch.setitem(sys.modules, "nltk", fake)
+    monkeypatch.setitem(sys.modules, "nltk.corpus", fake.corpus)
+    stemmer = make_stemmer.__wrapped__()
+    assert stemmer.name == name
+    assert stemmer.stem("string jeans christmas") == f"{stem} jean christmas"
 
 
 def test_areas_are_those_of_the_original():

@@ -53,6 +53,7 @@ def test_tokens_are_those_of_the_original():
         ("'90s '98 rock 'n' roll o'clock y'all", "'90s '98 rock 'n' roll o'clock y' all"),
         ("c++ c# a | b \\ c ~ ^ == ° × ™", "c++ c# a | b \\ c ~ ^ = = ° × ™"),
         ("a/b/c/d ex-U.S. U.S.-based 6-foot a_b", "a/b/c / d ex-u.s. u.s.-based 6-foot a_b"),
+        ("5a.jpg's 3D.c'est ’99", "5a jpg 's 3d c'est ’99"),
         ("dunno cannot Gonna GIMME 'tis 'twas", "dunno can not gon na gim me 't is 't was"),
         ("soft\u00adhyphen non\u00a0break zero\u200bwidth", "softhyphen non break zero width"),
     ],
