@@ -15,7 +15,7 @@ from flamingo_jax.models.cache import empty_cache
 from flamingo_jax.models.flamingo import Flamingo, Images
 from flamingo_jax.models.generation_config import Method
 from flamingo_jax.models.params import ModelGraph, Params
-from flamingo_jax.models.prompt import Prompt, extend, prefill
+from flamingo_jax.models.prompt import Prompt, extend, layers_after, prefill
 from flamingo_jax.models.sampling import Knobs, draw, keep_likely, restrict
 
 State = dict[str, Any]
@@ -62,7 +62,7 @@ def _choose(
             count_prompt=method.count_prompt,
         )
         row_R = (jnp.arange(batch)[:, None] * width + parent_BW).reshape(-1)
-        return {**state, "cache": {name: x[:, row_R] for name, x in state["cache"].items()}}
+        return {**state, "cache": jax.tree.map(lambda x: x[row_R], state["cache"])}
 
     if method.sample:
         scores_RV = keep_likely(scores_RV, knobs)
@@ -136,6 +136,7 @@ def more_tokens(
 ) -> State:
     """Token after token, until all rows have ended or there are `until` tokens."""
     model: Flamingo = graph.merge(params)
+    layers = layers_after(model, prompt)
 
     def unfinished(state: State) -> Array:
         return (state["step"] < until) & ~state["done"].all()
@@ -143,7 +144,7 @@ def more_tokens(
     def one_more(state: State) -> State:
         last = state["step"] - 1
         logits_BWLV, cache = extend(
-            model, prompt, state["tokens"], state["cache"], start=last, length=1
+            *(model, prompt, state["tokens"], state["cache"]), start=last, length=1, layers=layers
         )
         state = {**state, "cache": cache}
         return _choose(prompt, state, logits_BWLV[:, :, 0], knobs, method)
