@@ -16,6 +16,7 @@ from flamingo_jax.models.sampling import Knobs
 
 EarlyStopping = bool | Literal["never"]
 State = dict[str, Any]
+MOST_ONE_BY_ONE = 16  # candidates; more are sorted
 LOWEST = -1.0e9  # a score below all; −inf would turn into NaN when scores are added
 
 
@@ -115,6 +116,8 @@ def finish(state: State, knobs: Knobs, *, count_prompt: bool) -> State:
 
 def _best(scores_BX: Array, count: int) -> tuple[Array, Array]:
     """`jax.lax.top_k` for a few of very many, which XLA would sort, all of them, on a CPU."""
+    if count > MOST_ONE_BY_ONE:
+        return jax.lax.top_k(scores_BX, count)
     rows_B, found = jnp.arange(len(scores_BX)), []
     # What is taken sinks below all, also below what is not allowed.
     left_BX = jnp.maximum(scores_BX, jnp.finfo(scores_BX.dtype).min)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from flamingo_jax.models import beam
-from flamingo_jax.models.cache import empty_cache
+from flamingo_jax.models.cache import Layer, empty_cache
 from flamingo_jax.models.flamingo import Flamingo, Images
 from flamingo_jax.models.generation_config import Method
 from flamingo_jax.models.params import ModelGraph, Params
@@ -124,10 +124,18 @@ def first_token(
     return _choose(prompt, state, logits_BWV, knobs, method)
 
 
-@partial(jax.jit, static_argnums=(0, 5), donate_argnums=3)
+@partial(jax.jit, static_argnums=0)
+def take_layers(graph: ModelGraph, params: Params, prompt: Prompt) -> list[Layer]:
+    """See `layers_after`. A program of its own: many small arrays are memory used again, one
+    program's scratch of this size is memory the system has to clear for every call."""
+    return layers_after(graph.merge(params), prompt)
+
+
+@partial(jax.jit, static_argnums=(0, 6), donate_argnums=4)
 def more_tokens(
     graph: ModelGraph,
     params: Params,
+    layers: list[Layer],
     prompt: Prompt,
     state: State,
     knobs: Knobs,
@@ -136,7 +144,6 @@ def more_tokens(
 ) -> State:
     """Token after token, until all rows have ended or there are `until` tokens."""
     model: Flamingo = graph.merge(params)
-    layers = layers_after(model, prompt)
 
     def unfinished(state: State) -> Array:
         return (state["step"] < until) & ~state["done"].all()

@@ -17,7 +17,7 @@ from flamingo_jax.models import decoding
 from flamingo_jax.models.batching import Padded, model_config, pad_prompts
 from flamingo_jax.models.flamingo import Images
 from flamingo_jax.models.generation_config import GenerationConfig, knobs_of, method_of
-from flamingo_jax.models.params import ModelGraph, Params
+from flamingo_jax.models.params import ModelGraph, Params, on_mesh_of
 from flamingo_jax.models.stopping import StopStrings
 
 TOKENS_BETWEEN_LOOKS = 8  # with stop strings: decoding text is the host's work
@@ -126,8 +126,10 @@ def _run(
     )
     seeds = range(padded.num_rows) if seeds is None else seeds
     method, knobs = method_of(config, model), knobs_of(config, model, padded, seeds)
-    prompt = decoding.run_prompt(graph, params, *padded.arrays)
-    state = decoding.first_token(graph, params, prompt, knobs, padded.active_B, method)
+    with on_mesh_of(params):
+        prompt = decoding.run_prompt(graph, params, *padded.arrays)
+        state = decoding.first_token(graph, params, prompt, knobs, padded.active_B, method)
+        layers = decoding.take_layers(graph, params, prompt)
     until, limit = 1, config.max_new_tokens
     step = every or (limit if stop is None else TOKENS_BETWEEN_LOOKS)
     while True:
@@ -138,7 +140,10 @@ def _run(
         if every is not None:
             yield _collect(state, padded, config)
         until = min(until + step, limit)
-        state = decoding.more_tokens(graph, params, prompt, state, knobs, method, np.int32(until))
+        with on_mesh_of(params):  # not across a yield
+            state = decoding.more_tokens(
+                graph, params, layers, prompt, state, knobs, method, np.int32(until)
+            )
     if method.beams:
         state = decoding.best_beams(state, knobs, method.count_prompt)
     yield _collect(state, padded, config)

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from flamingo_jax.models.batching import bucket, model_config, pad_prompts
 from flamingo_jax.models.decoding import run_prompt
 from flamingo_jax.models.flamingo import Images, check_image_count
-from flamingo_jax.models.params import ModelGraph, Params
+from flamingo_jax.models.params import ModelGraph, Params, on_mesh_of
 from flamingo_jax.models.prompt import Prompt, extend_packed
 
 
@@ -83,7 +83,8 @@ def score_continuations(
 
     longest = int(lengths_C.max())
     padded = pad_prompts(config, images, tokens_BL, segments_BL, num_images_B, room=longest)
-    prompt = run_prompt(graph, params, *padded.arrays)
+    with on_mesh_of(params):
+        prompt = run_prompt(graph, params, *padded.arrays)
     side_by_side = bucket(min(at_once, len(continuations)))
     starts = range(0, len(continuations), side_by_side)
     packs = [_pack(continuations[start : start + side_by_side]) for start in starts]
@@ -96,7 +97,8 @@ def score_continuations(
         num_packed = pack.shape[1]
         filled = np.pad(pack, ((0, 0), (0, size - num_packed)), constant_values=-1)
         filled[:3, num_packed:] = 0
-        first_BC, later_BP = map(np.asarray, _score(graph, params, prompt, firsts, filled))
+        with on_mesh_of(params):
+            first_BC, later_BP = jax.device_get(_score(graph, params, prompt, firsts, filled))
         _, _, places_P, owners_P = pack
         rows = slice(padded.num_rows)
         logprobs_BCM[:, start : start + len(chunk), 0] = first_BC[rows, : len(chunk)]
@@ -149,5 +151,6 @@ def perplexity(
     counted &= tokens[:, 1:] != config.image_token
     for row in np.flatnonzero(~counted.any(axis=1)):
         raise ValueError(f"row {row} has no token to predict: give it at least two of text")
-    logprobs = np.asarray(_document(graph, params, images, tokens, segments))
+    with on_mesh_of(params):
+        logprobs = np.asarray(_document(graph, params, images, tokens, segments))
     return np.exp(-(logprobs * counted).sum(axis=1) / counted.sum(axis=1))
