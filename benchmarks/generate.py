@@ -158,9 +158,9 @@ def main() -> None:
     figures: dict[str, float] = {}
     for name, (ours, theirs) in tasks(model_config(args.size), cores).items():
         if args.only in (None, name):
-            figures |= measure(name, ours, theirs, args.turns, clock)
-    for key, value in figures.items():
-        print(f"{key}: {value:.4g}")
+            measured = measure(name, ours, theirs, args.turns, clock)
+            print(*(f"{key}: {value:.4g}" for key, value in measured.items()), sep="\n", flush=True)
+            figures |= measured
     if args.json:
         args.json.write_text(json.dumps(figures, indent=2) + "\n")
 
