@@ -27,6 +27,7 @@ from flamingo_jax.conversion.weights import Index, Leaf
 from flamingo_jax.conversion.writers import Entry, new_directory, write_safetensors
 from flamingo_jax.data.images import resize_and_crop
 from flamingo_jax.errors import UserError
+from flamingo_jax.models import quantization
 from flamingo_jax.models.flamingo import FlamingoConfig, Images, check_image_count
 from flamingo_jax.models.params import ModelGraph, Params, flamingo_graph
 from flamingo_jax.models.vision import CLIP_MEAN, CLIP_STD
@@ -234,7 +235,12 @@ class LoadedModel:
         return self._forward(self.params, images, tokens, jnp.asarray(attention_mask, jnp.int32))
 
 
-def load(folder: Path | str, mesh: Mesh | None = None, compat: Compat = None) -> LoadedModel:
+def load(
+    folder: Path | str,
+    mesh: Mesh | None = None,
+    compat: Compat = None,
+    quantize: Literal["int8"] | None = None,
+) -> LoadedModel:
     """Open a model directory.
 
     Args:
@@ -242,18 +248,26 @@ def load(folder: Path | str, mesh: Mesh | None = None, compat: Compat = None) ->
       mesh: see `flamingo_jax.training.sharding.make_mesh`; each device reads its shard only.
       compat: "openflamingo" reproduces the original where it is at fault (text with more `<image>`
         tokens than images); None: such text is an error.
+      quantize: "int8" holds the matrices of the vision encoder and the language model in eight
+        bits (see `flamingo_jax.models.quantization`); None: as they were saved.
 
     Raises:
       UserError: see `open_directory`.
     """
     opened = open_directory(folder)
     config = opened.config
+    if quantize not in (None, "int8"):
+        raise UserError(f"quantize is {quantize!r}, expected None or 'int8'")
     if compat not in (None, "openflamingo"):
         raise UserError(f"compat is {compat!r}, expected None or 'openflamingo'")
     if compat:
         cross = dataclasses.replace(config.cross_attention, uniform_beyond_images=True)
         config = dataclasses.replace(config, cross_attention=cross)
-    params = {path: place(path, leaf, config.dtype, mesh) for path, leaf in opened.leaves.items()}
+    params = {}
+    for path, leaf in opened.leaves.items():
+        array = place(path, leaf, config.dtype, mesh)
+        is_int8 = quantize == "int8" and quantization.is_quantized(path)
+        params[path] = quantization.quantize(path, array) if is_int8 else array
     processor = Processor(opened.folder, config.vision.image_size)
     return LoadedModel(config, flamingo_graph(config), params, processor, opened.origin)
 

@@ -16,6 +16,7 @@ from flamingo_jax.models.sampling import Knobs
 
 EarlyStopping = bool | Literal["never"]
 State = dict[str, Any]
+MOST_ONE_BY_ONE = 16  # candidates; more are sorted
 LOWEST = -1.0e9  # a score below all; −inf would turn into NaN when scores are added
 
 
@@ -61,7 +62,7 @@ def advance(
     batch, width, vocab_size = scores_BWV.shape
     step, done_B = state["step"], state["done"]
     total = (scores_BWV + state["scores"][..., None]).reshape(batch, -1)
-    scores_BC, chosen_BC = jax.lax.top_k(total, min((1 + num_stop) * width, total.shape[1]))
+    scores_BC, chosen_BC = _best(total, min((1 + num_stop) * width, total.shape[1]))
     parent_BC, token_BC = chosen_BC // vocab_size, chosen_BC % vocab_size
     stops_BC = knobs.is_stop_V[token_BC]
     candidates = {
@@ -111,6 +112,20 @@ def finish(state: State, knobs: Knobs, *, count_prompt: bool) -> State:
         "lengths": jnp.full(scores_BW.shape, state["step"]),
     }
     return _merge(state["finished"], running)
+
+
+def _best(scores_BX: Array, count: int) -> tuple[Array, Array]:
+    """`jax.lax.top_k` for a few of very many, which XLA would sort, all of them, on a CPU."""
+    if count > MOST_ONE_BY_ONE:
+        return jax.lax.top_k(scores_BX, count)
+    rows_B, found = jnp.arange(len(scores_BX)), []
+    # What is taken sinks below all, also below what is not allowed.
+    left_BX = jnp.maximum(scores_BX, jnp.finfo(scores_BX.dtype).min)
+    for _ in range(count):
+        found.append(jnp.argmax(left_BX, axis=1))
+        left_BX = left_BX.at[rows_B, found[-1]].set(-jnp.inf)
+    index_BC = jnp.stack(found, axis=1)
+    return take(scores_BX, index_BC), index_BC
 
 
 def take(x: Array, index_BW: Int[Array, "B W"]) -> Array:

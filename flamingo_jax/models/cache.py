@@ -1,29 +1,40 @@
 """The decoder's layers over text whose earlier keys and values are kept.
 
-A cache is a dict {"k", "v"} of arrays [layers, B, S, G, K], passed in and returned. Text that
-continues a prompt attends to two parts: the prompt's cache, read only and one per row however many
-beams or answers continue it, and its own. Letters as in `layers.py`; W continuations of a row
-stand in one batch of B · W rows, row by row.
+A prompt's layers are scanned, and their keys and values come back as one dict {"k", "v"} of arrays
+[layers, B, G, S, K]. Text that continues a prompt attends to two parts: the prompt's, read only and
+one per row however many beams or answers continue it, and its own, which is passed in and returned.
+Its layers are not scanned: inside the loop over new tokens, a scan would copy every weight out of
+its stack for every token. Keys stand head by head, as attention reads them, for the same reason.
+Letters as in `layers.py`; W continuations of a row stand in one batch of B · W rows, row by row.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from flamingo_jax.models.decoder import Decoder
-from flamingo_jax.models.layers import AttentionContext, Block, pin_batch
+from flamingo_jax.models.layers import AttentionContext, Block, Rotary, pin_batch
 
-Cache = dict[str, Float[Array, "layers B S G K"]]
-KeysValues = tuple[Float[Array, "B S G K"], Float[Array, "B S G K"]]
+KeysValues = tuple[Float[Array, "B G S K"], Float[Array, "B G S K"]]
+PromptCache = dict[str, Float[Array, "layers B G S K"]]
+Cache = list[KeysValues]  # of a continuation, layer by layer
+
+
+class Layer(NamedTuple):
+    """One layer of the decoder and what is fixed while text runs through it."""
+
+    block: Block
+    before: Any  # what stands before the block (see `run_layers`); None: nothing
+    prompt: KeysValues
 
 
 def empty_cache(decoder: Decoder, rows: int, length: int) -> Cache:
     config = decoder.config
-    shape = (config.num_layers, rows, length, config.kv_heads, config.head_width)
-    return {name: jnp.zeros(shape, decoder.dtype) for name in ("k", "v")}
+    empty = jnp.zeros((rows, config.kv_heads, length, config.head_width), decoder.dtype)
+    return [(empty, empty)] * config.num_layers
 
 
 def attend(
@@ -35,91 +46,150 @@ def attend(
     are per row: [B, 1 or H, L, keys of all parts].
     """
     mask_BxLS, bias_BHLS = context.mask_BxLS, context.bias_BHLS
-    if len(parts) == 1:
-        return jax.nn.dot_product_attention(q_BLHK, *parts[0], bias=bias_BHLS, mask=mask_BxLS)
     assert mask_BxLS is not None
-    _, length, num_heads, head_width = q_BLHK.shape
-    num_groups = parts[0][0].shape[2]
-    grouped = (num_groups, num_heads // num_groups)
-    scores = []
-    for k_BSGK, _ in parts:
-        q_BLGrK = q_BLHK.reshape(len(k_BSGK), -1, *grouped, head_width)
-        score = jnp.einsum("blgrk,bsgk->blgrs", q_BLGrK, k_BSGK, preferred_element_type=jnp.float32)
-        scores.append(score.reshape(len(mask_BxLS), -1, length, num_heads, k_BSGK.shape[1]))
-    score_BWLHS = jnp.concatenate(scores, axis=-1) * head_width**-0.5
+    rows, (_, length, _, head_width) = len(mask_BxLS), q_BLHK.shape
+    num_groups = parts[0][0].shape[1]
+
+    def per_part(x: Array, size: int) -> Array:  # [B, G, W, L, r, …] → [size, G, queries, …]
+        x = x.reshape(rows, num_groups, size // rows, -1, x.shape[-1])
+        return x.swapaxes(1, 2).reshape(size, num_groups, -1, x.shape[-1])
+
+    def together(x: Array) -> Array:  # the inverse
+        x = x.reshape(rows, -1, num_groups, *x.shape[2:]).swapaxes(1, 2)
+        return x.reshape(rows, num_groups, -1, length, q_BLHK.shape[2] // num_groups, x.shape[-1])
+
+    q_BWLGrK = q_BLHK.reshape(
+        rows, -1, length, num_groups, q_BLHK.shape[2] // num_groups, head_width
+    )
+    q_BGWLrK = jnp.moveaxis(q_BWLGrK, 3, 1)
+    score_BGWLrS = jnp.concatenate(
+        [
+            together(
+                jnp.einsum(
+                    "bgqk,bgsk->bgqs",
+                    per_part(q_BGWLrK, len(k_BGSK)),
+                    k_BGSK,
+                    preferred_element_type=jnp.float32,
+                )
+            )
+            for k_BGSK, _ in parts
+        ],
+        axis=-1,
+    )
+    score_BGWLrS *= head_width**-0.5
     if bias_BHLS is not None:
-        score_BWLHS += bias_BHLS.swapaxes(1, 2)[:, None]
-    seen_BxLxS = mask_BxLS.swapaxes(1, 2)[:, None]
-    weights = jax.nn.softmax(jnp.where(seen_BxLxS, score_BWLHS, jnp.finfo(jnp.float32).min))
-    y_BLHK, first = jnp.zeros_like(q_BLHK), 0
-    for _, v_BSGK in parts:
-        last = first + v_BSGK.shape[1]
-        part = weights[..., first:last].astype(v_BSGK.dtype)
-        part = part.reshape(len(v_BSGK), -1, *grouped, last - first)
-        y_BLHK += jnp.einsum("blgrs,bsgk->blgrk", part, v_BSGK).reshape(y_BLHK.shape)
-        first = last
-    return y_BLHK
+        bias_BGrLS = bias_BHLS.reshape(rows, num_groups, -1, *bias_BHLS.shape[2:])
+        score_BGWLrS += bias_BGrLS.swapaxes(2, 3)[:, :, None]
+    seen = mask_BxLS[:, :, None, :, None]
+    weights = jax.nn.softmax(jnp.where(seen, score_BGWLrS, jnp.finfo(jnp.float32).min))
+    y_BGWLrK, first = jnp.zeros_like(q_BGWLrK), 0
+    for _, v_BGSK in parts:
+        size, _, num_keys, _ = v_BGSK.shape
+        part = per_part(weights[..., first : first + num_keys].astype(v_BGSK.dtype), size)
+        y_BGWLrK += together(jnp.einsum("bgqs,bgsk->bgqk", part, v_BGSK))
+        first += num_keys
+    return jnp.moveaxis(y_BGWLrK, 1, 3).reshape(q_BLHK.shape)
 
 
-def run_cached(
+def _heads(block: Block, x: Array, rotary: Rotary | None) -> tuple[Array, KeysValues]:
+    q_BLHK, k_BLGK, v_BLGK = block.attention.heads(block.attention_norm(x), rotary)
+    return q_BLHK, (k_BLGK.swapaxes(1, 2), v_BLGK.swapaxes(1, 2))
+
+
+def run_prompt(
     decoder: Decoder,
+    x_BLD: Float[Array, "B L D"],
+    context: AttentionContext,
+    *,
+    between: tuple[Any, Callable[[Any, Array], Array]],
+) -> tuple[Float[Array, "B L D"], PromptCache]:
+    """All layers over whole texts, and their keys and values. `between`: as in
+    `Decoder.run_layers`."""
+
+    def layer(x: Array, block: Block) -> tuple[Array, KeysValues]:
+        x = pin_batch(x)
+        q, own = _heads(block, x, context.rotary)
+        return block.join(x, block.attention.merge(attend(q, [own], context))), own
+
+    def group(x, inputs):
+        (*first, last), extra = inputs
+        kept = []
+        for block in first:
+            x, own = layer(x, block)
+            kept.append(own)
+        x, own = layer(between[1](extra, pin_batch(x)), last)
+        return x, [*kept, own]
+
+    stacks = []
+    if decoder.layers:
+        x_BLD, kept = jax.lax.scan(group, x_BLD, (list(decoder.layers), between[0]))
+        # One entry per position in the group, each [groups, …] → [groups · interval, …]
+        stacks.append(jax.tree.map(lambda *a: jnp.stack(a, 1).reshape(-1, *a[0].shape[1:]), *kept))
+    if decoder.tail is not None:
+        x_BLD, tail = jax.lax.scan(layer, x_BLD, decoder.tail)
+        stacks.append(tail)
+    k, v = jax.tree.map(lambda *a: jnp.concatenate(a), *stacks)
+    return x_BLD, {"k": k, "v": v}
+
+
+def unstack(decoder: Decoder, before: Any, prompt: PromptCache) -> list[Layer]:
+    """The layers one by one. `before`: a stack with one entry per group, as in `run_layers`."""
+    interval, num_layers = len(decoder.layers), decoder.config.num_layers
+    num_scanned = num_layers - num_layers % interval if interval else 0
+    layers = []
+    for i in range(num_layers):
+        group, position = divmod(i, interval) if i < num_scanned else (i - num_scanned, -1)
+        stacked = decoder.layers[position] if i < num_scanned else decoder.tail
+        has_before = i < num_scanned and position == interval - 1
+        layers.append(
+            Layer(
+                _entry(stacked, group),
+                _entry(before, group) if has_before else None,
+                (prompt["k"][i], prompt["v"][i]),
+            )
+        )
+    return layers
+
+
+def _entry(stacked: Any, index: int) -> Any:
+    return jax.tree.map(lambda x: x[index], stacked)
+
+
+def run_continuation(
+    layers: Sequence[Layer],
     x_BLD: Float[Array, "BW L D"],
     context: AttentionContext,
     cache: Cache | None,
     *,
-    start: int | Int[Array, ""] = 0,
-    prompt: Cache | None = None,
-    between: tuple[Any, Callable[[Any, Array], Array]],
+    start: int | Int[Array, ""],
+    between: Callable[[Any, Array], Array],
 ) -> tuple[Float[Array, "BW L D"], Cache | None]:
     """All layers over text at places `start`, `start` + 1, … of its own cache.
 
     Args:
-      decoder: whose layers.
+      layers: see `unstack`.
       x_BLD: W continuations of each row.
-      context: one entry per row; over the prompt's keys, where there are any, then the cache's.
+      context: one entry per row; over the prompt's keys, then the cache's.
       cache: keys and values of the text itself, written at `start`; None: the text is whole and is
         not continued, so nothing is kept.
       start: place of the first token in the cache.
-      prompt: keys and values of the text before, one entry per row of the batch.
-      between: as in `Decoder.run_layers`.
+      between: how to apply what stands before a layer.
     """
     rotary = context.rotary
     if rotary is not None:
         copies = len(x_BLD) // len(rotary[0])
         rotary = jnp.repeat(rotary[0], copies, axis=0), jnp.repeat(rotary[1], copies, axis=0)
-
-    def layer(block: Block, x: Array, cache: Cache | None, index: Array) -> tuple[Array, Any]:
-        q, k, v = block.attention.heads(block.attention_norm(x), rotary)
+    grown: Cache = []
+    for index, (block, before, prompt) in enumerate(layers):
+        if before is not None:
+            x_BLD = between(before, pin_batch(x_BLD))
+        x_BLD = pin_batch(x_BLD)
+        q, (k, v) = _heads(block, x_BLD, rotary)
         if cache is not None:
-            # In the scan's carry these updates are in place; as its outputs they would be copies.
-            cache = {
-                name: jax.lax.dynamic_update_slice(cache[name], new[None], (index, 0, start, 0, 0))
-                for name, new in (("k", k), ("v", v))
-            }
-            k, v = cache["k"][index], cache["v"][index]
-        parts = [(k, v)] if prompt is None else [(prompt["k"][index], prompt["v"][index]), (k, v)]
-        return block.join(x, block.attention.merge(attend(q, parts, context))), cache
-
-    interval = len(decoder.layers)
-
-    def group(carry, inputs):
-        (x, cache), (blocks, extra, number) = carry, inputs
-        for j, block in enumerate(blocks):
-            if j == interval - 1:
-                x = between[1](extra, pin_batch(x))
-            x, cache = layer(block, pin_batch(x), cache, number * interval + j)
-        return (x, cache), None
-
-    def single(carry, inputs):
-        (x, cache), (block, index) = carry, inputs
-        return layer(block, pin_batch(x), cache, index), None
-
-    num_layers, carry = decoder.config.num_layers, (x_BLD, cache)
-    num_groups = num_layers // interval if interval else 0
-    if num_groups:
-        inputs = (list(decoder.layers), between[0], jnp.arange(num_groups))
-        carry, _ = jax.lax.scan(group, carry, inputs)
-    if decoder.tail is not None:
-        indices = jnp.arange(num_groups * interval, num_layers)
-        carry, _ = jax.lax.scan(single, carry, (decoder.tail, indices))
-    return carry
+            old_k, old_v = cache[index]
+            k = jax.lax.dynamic_update_slice_in_dim(old_k, k, start, axis=2)
+            v = jax.lax.dynamic_update_slice_in_dim(old_v, v, start, axis=2)
+            grown.append((k, v))
+        attended = attend(q, [prompt, (k, v)], context)
+        x_BLD = block.join(x_BLD, block.attention.merge(attended))
+    return x_BLD, None if cache is None else grown

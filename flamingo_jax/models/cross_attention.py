@@ -11,7 +11,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from flamingo_jax.models.layers import FeedForward, layer_norm, linear
 
-MediaKeysValues = tuple[Float[Array, "B T R H K"], Float[Array, "B T R H K"]]
+# Head by head, as attention reads them: decoding would turn them anew for every token.
+MediaKeysValues = tuple[Float[Array, "B H T R K"], Float[Array, "B H T R K"]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,14 +86,24 @@ class GatedCrossAttention(nnx.Module):
 
     def keys_values(self, media_BTRD: Float[Array, "B T R M"]) -> MediaKeysValues:
         """What the text attends to; it depends on the images alone, so decoding keeps it."""
+        num_images, num_heads = media_BTRD.shape[1], self.config.num_heads
         media_BSD = rearrange(media_BTRD, "b t r d -> b (t r) d")
-        shape = (*media_BTRD.shape[:3], self.config.num_heads, self.config.head_dim)
-        return self.key(media_BSD).reshape(shape), self.value(media_BSD).reshape(shape)
+
+        def by_head(y_BSD: Array) -> Array:
+            return rearrange(y_BSD, "b (t r) (h k) -> b h t r k", t=num_images, h=num_heads)
+
+        if not num_images:
+            empty = jnp.zeros(
+                (len(media_BSD), num_heads, 0, media_BTRD.shape[2], self.config.head_dim),
+                media_BSD.dtype,
+            )
+            return empty, empty
+        return by_head(self.key(media_BSD)), by_head(self.value(media_BSD))
 
     def attend_to(
         self, x_BLD: Float[Array, "B L D"], media: MediaKeysValues, visible_BL: Int[Array, "B L"]
     ) -> Float[Array, "B L D"]:
-        num_images = media[0].shape[1]
+        num_images = media[0].shape[2]
         limit = jnp.inf if self.config.uniform_beyond_images else num_images
         sees_BLx = ((visible_BL >= 0) & (visible_BL < limit))[..., None]
         y_BLD = x_BLD
@@ -111,17 +122,24 @@ class GatedCrossAttention(nnx.Module):
         visible_BL: Int[Array, "B L"],
         sees_BLx: Bool[Array, "B L 1"],
     ) -> Float[Array, "B L D"]:
-        num_images, num_latents, _, head_dim = media[0].shape[1:]
+        num_images, num_latents, head_dim = media[0].shape[2:]
         q_BLHK = rearrange(self.query(self.norm(x_BLD)), "b l (h k) -> b l h k", k=head_dim)
-        k_BSHK, v_BSHK = (rearrange(y, "b t r h k -> b (t r) h k") for y in media)
+        k_BHSK, v_BHSK = (rearrange(y, "b h t r k -> b h (t r) k") for y in media)
         image_S = jnp.repeat(jnp.arange(num_images), num_latents)
         # What sees nothing is masked out afterwards; attending to all keeps its softmax finite.
         beyond_BLx = (visible_BL >= num_images)[..., None]
         mask_BLS = (visible_BL[..., None] == image_S) | ~sees_BLx | beyond_BLx
         # A query of zeros scores all keys alike.
         q_BLHK = jnp.where(beyond_BLx[..., None], 0, q_BLHK)
-        attended = jax.nn.dot_product_attention(q_BLHK, k_BSHK, v_BSHK, mask=mask_BLS[:, None])
-        return self.out(rearrange(attended, "b l h k -> b l (h k)"))
+        score_BHLS = jnp.einsum(
+            "blhk,bhsk->bhls", q_BLHK, k_BHSK, preferred_element_type=jnp.float32
+        )
+        score_BHLS = jnp.where(
+            mask_BLS[:, None], score_BHLS * head_dim**-0.5, jnp.finfo(jnp.float32).min
+        )
+        weights_BHLS = jax.nn.softmax(score_BHLS).astype(v_BHSK.dtype)
+        attended_BLHK = jnp.einsum("bhls,bhsk->blhk", weights_BHLS, v_BHSK)
+        return self.out(rearrange(attended_BLHK, "b l h k -> b l (h k)"))
 
     def _gate(self, gate: nnx.Param) -> Float[Array, ""]:
         return jnp.tanh(gate[...]).astype(self.out.dtype)

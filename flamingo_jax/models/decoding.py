@@ -11,11 +11,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from flamingo_jax.models import beam
-from flamingo_jax.models.cache import empty_cache
+from flamingo_jax.models.cache import Layer, empty_cache
 from flamingo_jax.models.flamingo import Flamingo, Images
 from flamingo_jax.models.generation_config import Method
 from flamingo_jax.models.params import ModelGraph, Params
-from flamingo_jax.models.prompt import Prompt, extend, prefill
+from flamingo_jax.models.prompt import Prompt, extend, layers_after, prefill
 from flamingo_jax.models.sampling import Knobs, draw, keep_likely, restrict
 
 State = dict[str, Any]
@@ -62,7 +62,7 @@ def _choose(
             count_prompt=method.count_prompt,
         )
         row_R = (jnp.arange(batch)[:, None] * width + parent_BW).reshape(-1)
-        return {**state, "cache": {name: x[:, row_R] for name, x in state["cache"].items()}}
+        return {**state, "cache": jax.tree.map(lambda x: x[row_R], state["cache"])}
 
     if method.sample:
         scores_RV = keep_likely(scores_RV, knobs)
@@ -124,10 +124,18 @@ def first_token(
     return _choose(prompt, state, logits_BWV, knobs, method)
 
 
-@partial(jax.jit, static_argnums=(0, 5), donate_argnums=3)
+@partial(jax.jit, static_argnums=0)
+def take_layers(graph: ModelGraph, params: Params, prompt: Prompt) -> list[Layer]:
+    """See `layers_after`. A program of its own: many small arrays are memory used again, one
+    program's scratch of this size is memory the system has to clear for every call."""
+    return layers_after(graph.merge(params), prompt)
+
+
+@partial(jax.jit, static_argnums=(0, 6), donate_argnums=4)
 def more_tokens(
     graph: ModelGraph,
     params: Params,
+    layers: list[Layer],
     prompt: Prompt,
     state: State,
     knobs: Knobs,
@@ -143,7 +151,7 @@ def more_tokens(
     def one_more(state: State) -> State:
         last = state["step"] - 1
         logits_BWLV, cache = extend(
-            model, prompt, state["tokens"], state["cache"], start=last, length=1
+            *(model, prompt, state["tokens"], state["cache"]), start=last, length=1, layers=layers
         )
         state = {**state, "cache": cache}
         return _choose(prompt, state, logits_BWLV[:, :, 0], knobs, method)

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -16,7 +17,10 @@ from flamingo_jax.models import decoding
 from flamingo_jax.models.batching import Padded, model_config, pad_prompts
 from flamingo_jax.models.flamingo import Images
 from flamingo_jax.models.generation_config import GenerationConfig, knobs_of, method_of
-from flamingo_jax.models.params import ModelGraph, Params
+from flamingo_jax.models.params import ModelGraph, Params, on_mesh_of
+from flamingo_jax.models.stopping import StopStrings
+
+TOKENS_BETWEEN_LOOKS = 8  # with stop strings: decoding text is the host's work
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ def generate(
     config: GenerationConfig | None = None,
     num_images_B: Int[np.ndarray, "B"] | None = None,
     seeds: Sequence[int] | None = None,
+    stop: StopStrings | None = None,
 ) -> Generated:
     """Continuations of each row's prompt.
 
@@ -60,14 +65,16 @@ def generate(
       num_images_B: images of each row that are no padding; None: all T.
       seeds: of sampling, one for each row; a row gets the same tokens in whichever batch it is.
         None: 0, 1, 2, …
+      stop: strings that end their row, looked for after every few tokens and cut off exactly at
+        the token that completes one; `stop.text` gives the text before it.
 
     Raises:
       ValueError: a row that does not end with a token, that has more `<image>` tokens than images,
-        or that grows longer than the model's learned positions; numbers that do not fit together.
+        or that grows longer than the model's learned positions; numbers that do not fit together;
+        stop strings for beams.
     """
-    *_, generated = _run(
-        graph, params, images, tokens_BL, segments_BL, config, num_images_B, seeds, None
-    )
+    inputs = images, tokens_BL, segments_BL
+    *_, generated = _run(graph, params, *inputs, config, num_images_B, seeds, stop, None)
     return generated
 
 
@@ -81,6 +88,7 @@ def stream(
     config: GenerationConfig | None = None,
     num_images_B: Int[np.ndarray, "B"] | None = None,
     seeds: Sequence[int] | None = None,
+    stop: StopStrings | None = None,
     every: int = 1,
 ) -> Iterator[Generated]:
     """What there is so far, again after every `every` tokens; otherwise as `generate`, whose
@@ -91,7 +99,8 @@ def stream(
     """
     if config is not None and config.num_beams > 1:
         raise ValueError(f"num_beams is {config.num_beams}: beam search cannot be streamed")
-    return _run(graph, params, images, tokens_BL, segments_BL, config, num_images_B, seeds, every)
+    inputs = images, tokens_BL, segments_BL
+    return _run(graph, params, *inputs, config, num_images_B, seeds, stop, every)
 
 
 def _run(
@@ -103,25 +112,51 @@ def _run(
     config: GenerationConfig | None,
     num_images_B: Int[np.ndarray, "B"] | None,
     seeds: Sequence[int] | None,
+    stop: StopStrings | None,
     every: int | None,
 ) -> Iterator[Generated]:
     config, model = config or GenerationConfig(), model_config(graph)
+    if stop is not None and config.num_beams > 1:
+        raise ValueError(
+            f"num_beams is {config.num_beams}: beams end at stop tokens only; cut their text, or "
+            "set num_beams=1"
+        )
     padded = pad_prompts(
         model, images, tokens_BL, segments_BL, num_images_B, room=config.max_new_tokens
     )
     seeds = range(padded.num_rows) if seeds is None else seeds
     method, knobs = method_of(config, model), knobs_of(config, model, padded, seeds)
-    prompt = decoding.run_prompt(graph, params, *padded.arrays)
-    state = decoding.first_token(graph, params, prompt, knobs, padded.active_B, method)
+    with on_mesh_of(params):
+        prompt = decoding.run_prompt(graph, params, *padded.arrays)
+        state = decoding.first_token(graph, params, prompt, knobs, padded.active_B, method)
+        layers = decoding.take_layers(graph, params, prompt)
     until, limit = 1, config.max_new_tokens
-    while until < limit and not (until > 1 and bool(state["done"].all())):
+    step = every or (limit if stop is None else TOKENS_BETWEEN_LOOKS)
+    while True:
+        if stop is not None:
+            state = _end_at_strings(state, padded, stop)
+        if until >= limit or (until > 1 and bool(state["done"].all())):
+            break
         if every is not None:
             yield _collect(state, padded, config)
-        until = limit if every is None else min(until + every, limit)
-        state = decoding.more_tokens(graph, params, prompt, state, knobs, method, np.int32(until))
+        until = min(until + step, limit)
+        with on_mesh_of(params):  # not across a yield
+            state = decoding.more_tokens(
+                graph, params, layers, prompt, state, knobs, method, np.int32(until)
+            )
     if method.beams:
         state = decoding.best_beams(state, knobs, method.count_prompt)
     yield _collect(state, padded, config)
+
+
+def _end_at_strings(state: decoding.State, padded: Padded, stop: StopStrings) -> decoding.State:
+    """Rows whose text has a stop string are done, at the token that completes it."""
+    names = ("tokens", "lengths", "done")
+    tokens_BRN, lengths_BR, done_BR = (np.array(state[name]) for name in names)
+    for index in np.ndindex(padded.num_rows, lengths_BR.shape[1]):
+        if length := stop.length(tokens_BRN[index][: lengths_BR[index]].tolist()):
+            lengths_BR[index], done_BR[index] = length, True
+    return {**state, "lengths": jnp.asarray(lengths_BR), "done": jnp.asarray(done_BR)}
 
 
 def _collect(state: decoding.State, padded: Padded, config: GenerationConfig) -> Generated:

@@ -4,6 +4,7 @@ Paths read like "decoder/layers/0/attention/query/kernel". One flat dict serves 
 checkpoints, sharding rules, conversion and the choice of what is trained.
 """
 
+import contextlib
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping
@@ -13,12 +14,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from flamingo_jax.models.flamingo import Flamingo, FlamingoConfig
 from flamingo_jax.models.memory import with_specs
 
-Params = dict[str, Any]  # path → jax.Array, or jax.ShapeDtypeStruct where nothing is allocated
+# path → jax.Array, or jax.ShapeDtypeStruct where nothing is allocated; `quantization.Int8Weights`
+# where a model was loaded so
+Params = dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)  # hashed by identity, so that it can be a static argument
@@ -70,6 +73,13 @@ def flamingo_graph(config: FlamingoConfig) -> ModelGraph:
 def init_params(config: FlamingoConfig, key: jax.Array) -> Params:
     """Random float32 parameters; call it under `jax.jit` with `out_shardings` for large models."""
     return flatten(Flamingo(config, nnx.Rngs(key)))
+
+
+def on_mesh_of(params: Params) -> contextlib.AbstractContextManager:
+    """The mesh that the parameters lie on, in force; nothing where they lie on one device."""
+    shardings = (x.sharding for x in jax.tree.leaves(params) if isinstance(x, jax.Array))
+    mesh = next((s.mesh for s in shardings if isinstance(s, NamedSharding)), None)
+    return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
 def select(paths: Iterable[str], patterns: Iterable[str]) -> frozenset[str]:

@@ -4,9 +4,16 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from flamingo_jax.models.cache import Cache, empty_cache, run_cached
+from flamingo_jax.models.cache import (
+    Cache,
+    Layer,
+    PromptCache,
+    run_continuation,
+    run_prompt,
+    unstack,
+)
 from flamingo_jax.models.cross_attention import MediaKeysValues, visible_image
 from flamingo_jax.models.decoder import segment_positions
 from flamingo_jax.models.flamingo import Flamingo, Images
@@ -17,8 +24,8 @@ from flamingo_jax.models.flamingo import Flamingo, Images
 class Prompt:
     """All that a continuation needs of what stands before it."""
 
-    cache: Cache  # of the text: [layers, B, S, G, K]
-    media: MediaKeysValues  # of every cross-attention block: [blocks, B, T, R, H, K]
+    cache: PromptCache  # of the text: [layers, B, G, S, K]
+    media: MediaKeysValues  # of every cross-attention block: [blocks, B, H, T, R, K]
     tokens_BS: Int[Array, "B S"]
     segments_BS: Int[Array, "B S"]
     logits_BV: Float[Array, "B V"]  # of the token after the last
@@ -46,17 +53,15 @@ def prefill(
     visible_BS = visible_image(tokens_BS, model.config.image_token, segments_BS)
     limited_BS = _within(visible_BS, num_images_B, images.shape[1])
     decoder = model.decoder
-    x_BSD, cache = run_cached(
+    x_BSD, cache = run_prompt(
         decoder,
         decoder.embed_at(tokens_BS, segment_positions(segments_BS)),
         decoder.context(segments_BS),
-        empty_cache(decoder, *tokens_BS.shape),
         between=(
             (model.cross_attention, media),
             lambda extra, x: extra[0].attend_to(x, extra[1], limited_BS),
         ),
     )
-    assert cache is not None
     return Prompt(
         cache,
         media,
@@ -69,6 +74,12 @@ def prefill(
     )
 
 
+def layers_after(model: Flamingo, prompt: Prompt) -> list[Layer]:
+    """The layers for text that continues a prompt. Take them before a loop over its tokens: taken
+    inside, their weights are copied from their stacks for every token."""
+    return unstack(model.decoder, (model.cross_attention, prompt.media), prompt.cache)
+
+
 def extend(
     model: Flamingo,
     prompt: Prompt,
@@ -77,6 +88,7 @@ def extend(
     *,
     start: int | Int[Array, ""] = 0,
     length: int | None = None,
+    layers: list[Layer] | None = None,
 ) -> tuple[Float[Array, "B W L V"], Cache | None]:
     """Logits after `length` tokens of W continuations of each row, from token `start` on.
 
@@ -85,37 +97,84 @@ def extend(
       prompt: what stands before.
       tokens_BWN: the continuations. What stands before `start` must be in the cache; what stands
         after the tokens asked for is not looked at.
-      cache: of the continuations, [layers, B · W, N, G, K]; None: all N tokens are run at once.
+      cache: of the continuations, [B · W, G, N, K] each; None: all N tokens are run at once.
       start: first token to run.
       length: number of tokens to run; None: all.
+      layers: see `layers_after`; None: taken here.
     """
-    batch, width, total = tokens_BWN.shape
+    total = tokens_BWN.shape[2]
     length = total if length is None else length
-    now_L = start + jnp.arange(length)
+    places_N = jnp.arange(total)
+    own_seen_LN = places_N <= (start + jnp.arange(length))[:, None]
+    return _continue(
+        *(model, prompt, tokens_BWN, places_N, own_seen_LN, cache, start),
+        layers_after(model, prompt) if layers is None else layers,
+    )
+
+
+def extend_packed(
+    model: Flamingo,
+    prompt: Prompt,
+    tokens_P: Int[Array, "P"],
+    places_P: Int[Array, "P"],
+    owners_P: Int[Array, "P"],
+) -> Float[Array, "B P V"]:
+    """Logits after every token of many continuations that stand behind one another.
+
+    Each sees the prompt and itself, and so comes out as `extend` has it, without padding.
+
+    Args:
+      model: a Flamingo.
+      prompt: what stands before each continuation.
+      tokens_P: the same continuations for every row.
+      places_P: of each token in its continuation, from 0.
+      owners_P: number of the continuation that a token belongs to.
+    """
+    tokens_BxP = jnp.broadcast_to(tokens_P, (len(prompt.tokens_BS), 1, len(tokens_P)))
+    seen_PP = (owners_P[:, None] == owners_P) & (places_P <= places_P[:, None])
+    logits, _ = _continue(
+        *(model, prompt, tokens_BxP, places_P, seen_PP, None, 0), layers_after(model, prompt)
+    )
+    return logits[:, 0]
+
+
+def _continue(
+    model: Flamingo,
+    prompt: Prompt,
+    tokens_BWN: Int[Array, "B W N"],
+    places_N: Int[Array, "N"],
+    own_seen_LN: Bool[Array, "L N"],
+    cache: Cache | None,
+    start: int | Int[Array, ""],
+    layers: list[Layer],
+) -> tuple[Float[Array, "B W L V"], Cache | None]:
+    """Logits after the L tokens from `start` on, which see the prompt and `own_seen_LN`."""
+    (batch, width, _), length = tokens_BWN.shape, len(own_seen_LN)
+
+    def tokens_at(y: Array) -> Array:
+        return jax.lax.dynamic_slice_in_dim(y, start, length, axis=-1)
 
     positions_BS = segment_positions(prompt.segments_BS)
     first_B1 = positions_BS[:, -1:] + 1
-    own_seen_LN = jnp.arange(total) <= now_L[:, None]
+    positions_BL = first_B1 + tokens_at(places_N)
     prompt_seen_BS = prompt.segments_BS == prompt.segments_BS[:, -1:]
     mask_BLM = jnp.concatenate(
         [
             jnp.broadcast_to(prompt_seen_BS[:, None], (batch, length, prompt_seen_BS.shape[1])),
-            jnp.broadcast_to(own_seen_LN, (batch, length, total)),
+            jnp.broadcast_to(own_seen_LN, (batch, *own_seen_LN.shape)),
         ],
         axis=-1,
     )
-    key_positions_BM = jnp.concatenate([positions_BS, first_B1 + jnp.arange(total)], axis=1)
+    key_positions_BM = jnp.concatenate([positions_BS, first_B1 + places_N], axis=1)
     decoder = model.decoder
-    context = decoder.context_at(first_B1 + now_L, key_positions_BM, mask_BLM[:, None])
+    context = decoder.context_at(positions_BL, key_positions_BM, mask_BLM[:, None])
 
-    def tokens_at(y_BWN: Array) -> Array:
-        return jax.lax.dynamic_slice_in_dim(y_BWN, start, length, axis=2)
-
-    marks_BWN = jnp.cumsum(tokens_BWN == model.config.image_token, axis=-1)
-    new_BWN = prompt.num_marks_B[:, None, None] + marks_BWN - 1
-    visible_BWN = jnp.where(marks_BWN > 0, new_BWN, prompt.visible_B[:, None, None])
+    is_mark_BWxN = (tokens_BWN == model.config.image_token)[:, :, None]
+    marks_BWL = (is_mark_BWxN & own_seen_LN).sum(axis=-1)
+    new_BWL = prompt.num_marks_B[:, None, None] + marks_BWL - 1
+    visible_BWL = jnp.where(marks_BWL > 0, new_BWL, prompt.visible_B[:, None, None])
     visible_BL = _within(
-        tokens_at(visible_BWN).reshape(batch, -1), prompt.num_images_B, prompt.media[0].shape[2]
+        visible_BWL.reshape(batch, -1), prompt.num_images_B, prompt.media[0].shape[3]
     )
 
     def cross(extra, x):
@@ -124,15 +183,14 @@ def extend(
         y = block.attend_to(x.reshape(batch, -1, x.shape[-1]), media, visible_BL)
         return y.reshape(x.shape)
 
-    positions_BL = jnp.repeat(first_B1 + now_L, width, axis=0)
-    x_BLD, cache = run_cached(
-        decoder,
-        decoder.embed_at(tokens_at(tokens_BWN).reshape(batch * width, length), positions_BL),
+    tokens_BL = tokens_at(tokens_BWN).reshape(batch * width, length)
+    x_BLD, cache = run_continuation(
+        layers,
+        decoder.embed_at(tokens_BL, jnp.repeat(positions_BL, width, axis=0)),
         context,
         cache,
         start=start,
-        prompt=prompt.cache,
-        between=((model.cross_attention, prompt.media), cross),
+        between=cross,
     )
     logits = decoder.logits(x_BLD)
     return logits.reshape(batch, width, length, -1), cache

@@ -15,8 +15,8 @@ from jaxtyping import Array, Float, Int
 from flamingo_jax.models.batching import bucket, model_config, pad_prompts
 from flamingo_jax.models.decoding import run_prompt
 from flamingo_jax.models.flamingo import Images, check_image_count
-from flamingo_jax.models.params import ModelGraph, Params
-from flamingo_jax.models.prompt import Prompt, extend
+from flamingo_jax.models.params import ModelGraph, Params, on_mesh_of
+from flamingo_jax.models.prompt import Prompt, extend_packed
 
 
 @dataclass(frozen=True)
@@ -37,16 +37,16 @@ class Scores:
 
 @partial(jax.jit, static_argnums=0)
 def _score(
-    graph: ModelGraph, params: Params, prompt: Prompt, tokens_CM: Int[Array, "C M"]
-) -> Float[Array, "B C M"]:
-    batch = len(prompt.logits_BV)
-    tokens_BCM = jnp.broadcast_to(tokens_CM, (batch, *tokens_CM.shape))
-    logits_BCMV, _ = extend(graph.merge(params), prompt, tokens_BCM)
-    first_BCxV = jnp.broadcast_to(
-        prompt.logits_BV[:, None, None], (*tokens_BCM.shape[:2], 1, logits_BCMV.shape[-1])
-    )
-    before_BCMV = jnp.concatenate([first_BCxV, logits_BCMV[:, :, :-1]], axis=2)
-    return _picked(before_BCMV, tokens_BCM)
+    graph: ModelGraph, params: Params, prompt: Prompt, first_C: Int[Array, "C"], packed: Array
+) -> tuple[Float[Array, "B C"], Float[Array, "B P"]]:
+    """Log-probabilities of first tokens, and of those that follow the `packed` ones: rows of
+    tokens, of their successors, of places and of owners (see `extend_packed`), [4, P]."""
+    first_BC = jax.nn.log_softmax(prompt.logits_BV)[:, first_C]
+    tokens_P, next_P, places_P, owners_P = packed
+    if not len(tokens_P):
+        return first_BC, jnp.zeros((len(first_BC), 0))
+    logits_BPV = extend_packed(graph.merge(params), prompt, tokens_P, places_P, owners_P)
+    return first_BC, _picked(logits_BPV, jnp.broadcast_to(next_P, logits_BPV.shape[:2]))
 
 
 def _picked(logits: Float[Array, "... V"], tokens: Int[Array, "..."]) -> Float[Array, "..."]:
@@ -67,8 +67,8 @@ def score_continuations(
 ) -> Scores:
     """Log-likelihood of each continuation after each prompt; prompts as for `generate`.
 
-    The images and the prompt are run once. All continuations of a row attend to the one copy of
-    its keys and values, `at_once` of them side by side (it bounds the memory).
+    The images and the prompt are run once. The continuations follow it behind one another, each
+    seeing the prompt and itself, `at_once` of them in one pass (it bounds the memory).
 
     Raises:
       ValueError: no continuation or an empty one, a token outside the vocabulary; see `generate`.
@@ -77,26 +77,43 @@ def score_continuations(
     lengths_C = np.array([len(tokens) for tokens in continuations])
     if not lengths_C.size or not lengths_C.all():
         raise ValueError("give at least one continuation, and none without tokens")
-    longest = int(lengths_C.max())
-    tokens_CM = np.zeros((len(continuations), bucket(longest)), np.int32)
-    for row, tokens in zip(tokens_CM, continuations, strict=True):
-        row[: len(tokens)] = tokens
-    vocab_size = config.decoder.total_vocab_size
-    if tokens_CM.min() < 0 or tokens_CM.max() >= vocab_size:
+    tokens_all, vocab_size = np.concatenate(continuations), config.decoder.total_vocab_size
+    if tokens_all.min() < 0 or tokens_all.max() >= vocab_size:
         raise ValueError(f"a continuation has a token outside the vocabulary of {vocab_size}")
 
+    longest = int(lengths_C.max())
     padded = pad_prompts(config, images, tokens_BL, segments_BL, num_images_B, room=longest)
-    prompt = run_prompt(graph, params, *padded.arrays)
+    with on_mesh_of(params):
+        prompt = run_prompt(graph, params, *padded.arrays)
     side_by_side = bucket(min(at_once, len(continuations)))
-    chunks = []
-    for start in range(0, len(tokens_CM), side_by_side):
-        chunk_CM = tokens_CM[start : start + side_by_side]
-        missing = side_by_side - len(chunk_CM)
-        chunk_CM = np.pad(chunk_CM, ((0, missing), (0, 0)))
-        chunks.append(np.asarray(_score(graph, params, prompt, chunk_CM)))
-    logprobs_BCM = np.concatenate(chunks, axis=1)[: padded.num_rows, : len(continuations), :longest]
-    is_token_CM = np.arange(longest) < lengths_C[:, None]
-    return Scores(np.where(is_token_CM, logprobs_BCM, 0), lengths_C)
+    starts = range(0, len(continuations), side_by_side)
+    packs = [_pack(continuations[start : start + side_by_side]) for start in starts]
+    size = bucket(max(pack.shape[1] for pack in packs))
+    logprobs_BCM = np.zeros((padded.num_rows, len(continuations), longest), np.float32)
+    for start, pack in zip(starts, packs, strict=True):
+        chunk = continuations[start : start + side_by_side]
+        firsts = np.zeros(side_by_side, np.int32)
+        firsts[: len(chunk)] = [tokens[0] for tokens in chunk]
+        num_packed = pack.shape[1]
+        filled = np.pad(pack, ((0, 0), (0, size - num_packed)), constant_values=-1)
+        filled[:3, num_packed:] = 0
+        with on_mesh_of(params):
+            first_BC, later_BP = jax.device_get(_score(graph, params, prompt, firsts, filled))
+        _, _, places_P, owners_P = pack
+        rows = slice(padded.num_rows)
+        logprobs_BCM[:, start : start + len(chunk), 0] = first_BC[rows, : len(chunk)]
+        logprobs_BCM[:, start + owners_P, places_P + 1] = later_BP[rows, :num_packed]
+    return Scores(logprobs_BCM, lengths_C)
+
+
+def _pack(continuations: Sequence[Sequence[int]]) -> Int[np.ndarray, "4 P"]:
+    """Tokens that another one follows, that one, and where they stand (see `_score`)."""
+    columns = [
+        (token, tokens[place + 1], place, owner)
+        for owner, tokens in enumerate(continuations)
+        for place, token in enumerate(tokens[:-1])
+    ]
+    return np.array(columns, np.int32).reshape(-1, 4).T
 
 
 @partial(jax.jit, static_argnums=0)
@@ -134,5 +151,6 @@ def perplexity(
     counted &= tokens[:, 1:] != config.image_token
     for row in np.flatnonzero(~counted.any(axis=1)):
         raise ValueError(f"row {row} has no token to predict: give it at least two of text")
-    logprobs = np.asarray(_document(graph, params, images, tokens, segments))
+    with on_mesh_of(params):
+        logprobs = np.asarray(_document(graph, params, images, tokens, segments))
     return np.exp(-(logprobs * counted).sum(axis=1) / counted.sum(axis=1))

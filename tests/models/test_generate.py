@@ -5,6 +5,7 @@ import pytest
 from flamingo_jax.models import decoding
 from flamingo_jax.models.generate import GenerationConfig, generate, stream
 from flamingo_jax.models.scoring import perplexity, score_continuations
+from flamingo_jax.models.stopping import StopStrings
 from tests.conftest import IMAGE, VOCAB, random_images
 
 STOP = VOCAB  # <|endofchunk|>
@@ -26,7 +27,7 @@ NUM_IMAGES = np.array([2, 1, 0])
 
 
 def run(small, prompts, rows=slice(None), **settings):
-    seeds = settings.pop("seeds", range(3))
+    seeds, stop = settings.pop("seeds", range(3)), settings.pop("stop", None)
     config = GenerationConfig(**{"max_new_tokens": 6, "pad_token": PAD, **settings})
     return generate(
         small[0],
@@ -35,6 +36,7 @@ def run(small, prompts, rows=slice(None), **settings):
         config=config,
         num_images_B=NUM_IMAGES[rows],
         seeds=list(np.array(seeds)[rows]),
+        stop=stop,
     )
 
 
@@ -115,6 +117,32 @@ def test_a_stop_token_ends_its_row_and_no_other(small, prompts):
     later = run(small, prompts, stop_tokens=(stop,), min_new_tokens=6)
     assert (later.lengths_BR == 6).all()
     assert (later.tokens_BRN[:, 0, :6] != stop).all()
+
+
+def spell(tokens):
+    """Two letters a token, so that strings lie across tokens."""
+    return "".join(chr(97 + t // 6) + chr(65 + t % 6) for t in tokens)
+
+
+def test_a_string_ends_its_row_wherever_its_tokens_lie(small, prompts):
+    settings = {"stop_tokens": (), "max_new_tokens": 12, "temperature": 3.0}
+    free = run(small, prompts, **settings)
+    first = spell(free.tokens_BRN[0, 0])
+    string = first[3:5]  # the end of the second token and the beginning of the third
+    stop = StopStrings((string, "never"), spell)
+    made = run(small, prompts, stop=stop, **settings)
+    for row in range(3):
+        whole = free.tokens_BRN[row, 0].tolist()
+        ends = [n for n in range(1, 13) if string in spell(whole[:n])]
+        expected = whole[: ends[0]] if ends else whole
+        assert made.sequences(row) == [expected]
+        assert stop.text(expected) == spell(whole).split(string)[0]
+        assert (made.logprobs_BRN[row, 0, len(expected) :] == 0).all()
+    assert made.lengths_BR[0, 0] <= 3
+    with pytest.raises(ValueError, match="beams end at stop tokens only"):
+        run(small, prompts, stop=stop, num_beams=2)
+    with pytest.raises(ValueError, match="none empty"):
+        StopStrings(("",), spell)
 
 
 def test_image_marks_come_only_where_they_are_allowed(small, prompts):

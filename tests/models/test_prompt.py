@@ -9,7 +9,7 @@ import pytest
 
 from flamingo_jax.models.cache import empty_cache
 from flamingo_jax.models.params import flamingo_graph
-from flamingo_jax.models.prompt import extend, prefill
+from flamingo_jax.models.prompt import extend, extend_packed, prefill
 from tests.conftest import IMAGE, VOCAB, random_images, random_params, small_config
 from tests.models.test_decoder import FAMILIES
 
@@ -91,6 +91,25 @@ def test_incremental_decoding_is_the_full_forward(model, rows, at_once):
         kept_nothing, no_cache = jax.jit(lambda: extend(model, prompt, new))()
         np.testing.assert_allclose(kept_nothing, expected[:, :, 1:], atol=TOLERANCE)
         assert no_cache is None
+
+
+def test_packed_continuations_are_those_run_apart(model, rows):
+    """A new mark in the first of them; lengths 4 and 3, behind one another."""
+    images, tokens, segments, num_images, new = map(jnp.asarray, rows)
+    lengths = (4, 3)
+
+    @jax.jit
+    def run():
+        prompt = prefill(model, images, tokens, segments, num_images)
+        apart, _ = extend(model, prompt, jnp.broadcast_to(new[0], new.shape))
+        text = jnp.concatenate([new[0, w, :n] for w, n in enumerate(lengths)])
+        places = jnp.concatenate([jnp.arange(n) for n in lengths])
+        owners = jnp.repeat(jnp.arange(2), jnp.array(lengths), total_repeat_length=sum(lengths))
+        return apart, extend_packed(model, prompt, text, places, owners)
+
+    apart, packed = run()
+    expected = np.concatenate([apart[:, w, :n] for w, n in enumerate(lengths)], axis=1)
+    np.testing.assert_allclose(packed, expected, atol=TOLERANCE)
 
 
 def test_an_image_that_a_row_cannot_see_changes_nothing(rows):

@@ -1,0 +1,125 @@
+"""The original's way to generate and to classify, in PyTorch: the peer of `benchmarks.generate`.
+
+The language model and the search are transformers' own. Images, resampler and cross-attention
+follow OpenFlamingo: each beam encodes its own images, every token projects the images' keys and
+values again, and class names are scored one after another, token by token, over a cached prompt.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from flamingo_jax.conversion import torch_original as original
+from flamingo_jax.conversion.families import family_of
+from flamingo_jax.conversion.openflamingo import all_rows
+from flamingo_jax.conversion.openflamingo_names import unwrap
+from flamingo_jax.conversion.weights import export, make_plan
+from flamingo_jax.models.flamingo import FlamingoConfig
+
+
+class TorchFlamingo:
+    """An MPT between whose layers the gated cross-attention stands, with our weights."""
+
+    def __init__(self, config: FlamingoConfig, params: Mapping[str, Any]):
+        decoder = config.decoder
+        facts = transformers.MptConfig(
+            d_model=decoder.width,
+            n_heads=decoder.num_heads,
+            n_layers=decoder.num_layers,
+            vocab_size=decoder.total_vocab_size,
+            max_seq_len=decoder.max_length,
+        )
+        family = family_of(facts.to_dict())
+        plan = make_plan(params, config, all_rows(family, config))
+        tensors = {
+            name: torch.from_numpy(make())
+            for name, make in export(plan, params, np.float32).items()
+        }
+        self.weights = original.Weights(tensors)
+        self.config = config
+        self.media = self.text_time = torch.zeros(0)
+        with torch.device("meta"):
+            self.lm = transformers.MptForCausalLM._from_config(facts, attn_implementation="eager")
+        language = {
+            unwrap(family, name): tensor
+            for name, tensor in tensors.items()
+            if name.startswith("lang_encoder.") and "gated_cross" not in name
+        }
+        language["lm_head.weight"] = language["transformer.wte.weight"]
+        self.lm.load_state_dict(language, assign=True)
+        self.lm.eval()
+        self.lm.register_forward_pre_hook(self._see, with_kwargs=True)
+        interval = config.cross_attention.interval
+        for number, layer in enumerate(self.lm.transformer.blocks):
+            if (number + 1) % interval == 0:
+                name = f"lang_encoder.{family.layers}.{number}.gated_cross_attn_layer"
+                layer.register_forward_pre_hook(self._before(self.weights.below(name)))
+
+    def _see(self, module: Any, args: tuple, kwargs: dict) -> None:
+        """Which image each token sees: in a cached step, the last one of the prompt."""
+        tokens = kwargs["input_ids"]
+        if tokens.shape[1] > 1:
+            self.text_time = (tokens == self.config.image_token).cumsum(-1)
+        else:
+            self.text_time = self.text_time[:, -1:]
+
+    def _before(self, weights: original.Weights) -> Any:
+        heads = self.config.cross_attention.num_heads
+
+        def enter(module: Any, args: tuple) -> tuple:
+            x = original.gated_cross_attention(weights, args[0], self.media, self.text_time, heads)
+            return x, *args[1:]
+
+        return enter
+
+    def _encode(self, images: torch.Tensor) -> None:
+        """(B, T, 3, H, W), normalised."""
+        vision, resampler = self.config.vision, self.config.resampler
+        quick = vision.activation == "quick_gelu"
+        patches = original.openclip_patches(
+            self.weights.below("vision_encoder"), images.flatten(0, 1), vision.num_heads, quick
+        )
+        latents = original.resample(self.weights.below("perceiver"), patches, resampler.num_heads)
+        self.media = latents.unflatten(0, images.shape[:2])
+
+    @torch.inference_mode()
+    def generate(
+        self, images: torch.Tensor, tokens: torch.Tensor, *, num_beams: int, new_tokens: int
+    ) -> np.ndarray:
+        """`new_tokens` new tokens of each row: greedy, or the best beam."""
+        self._encode(images.repeat_interleave(num_beams, 0))
+        made = self.lm.generate(
+            input_ids=tokens,
+            attention_mask=torch.ones_like(tokens),
+            num_beams=num_beams,
+            max_new_tokens=new_tokens,
+            min_new_tokens=new_tokens,
+            do_sample=False,
+            use_cache=True,
+            eos_token_id=self.config.end_of_chunk_token,
+            pad_token_id=0,
+        )
+        return made[:, tokens.shape[1] :].numpy()
+
+    @torch.inference_mode()
+    def classify(
+        self, images: torch.Tensor, tokens: torch.Tensor, names: Sequence[Sequence[int]]
+    ) -> np.ndarray:
+        """Log-likelihood of each name after each prompt, (B, names)."""
+        self._encode(images)
+        prompt = self.lm(input_ids=tokens, use_cache=True)
+        cache, last = prompt.past_key_values, prompt.logits[:, -1]
+        prompt_time, scores = self.text_time, []
+        for name in names:
+            self.text_time = prompt_time
+            logits, total = last, torch.zeros(len(tokens))
+            for token in name:
+                total = total + logits.log_softmax(-1)[:, token]
+                one = torch.full((len(tokens), 1), token)
+                logits = self.lm(input_ids=one, past_key_values=cache, use_cache=True).logits[:, -1]
+            cache.crop(-len(name))
+            scores.append(total)
+        return torch.stack(scores, 1).numpy()
