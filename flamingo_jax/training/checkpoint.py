@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from flamingo_jax.errors import UserError
@@ -48,6 +49,21 @@ class Checkpointer:
             ),
         )
         return TrainState(**restored.state), restored.data
+
+    def trained_params(self, shapes: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """The trained parameters of the latest checkpoint, without the optimizer's state.
+
+        Args:
+          shapes: of all that was trained, by path.
+        """
+        folder = self._manager.directory / str(self.latest_step) / "state"
+        args = ocp.args.PyTreeRestore(
+            {"params": dict(shapes)},
+            restore_args={"params": dict.fromkeys(shapes, ocp.RestoreArgs(np.ndarray))},
+            partial_restore=True,
+        )
+        with ocp.PyTreeCheckpointer() as reader:
+            return reader.restore(folder, args=args)["params"]
 
     def close(self) -> None:
         """Wait for the last save."""
