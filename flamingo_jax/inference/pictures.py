@@ -33,9 +33,7 @@ def pixels_of(
       UserError: no picture, one that cannot be read, or one of more than `max_pixels`.
     """
     frames: list[Any] = [medium]
-    if isinstance(medium, list | tuple):
-        frames = list(medium)
-    elif isinstance(medium, np.ndarray) and medium.ndim == 4:
+    if isinstance(medium, list | tuple) or (isinstance(medium, np.ndarray) and medium.ndim == 4):
         frames = list(medium)
     if not frames:
         raise UserError("a video has no frames: give it at least one picture")
