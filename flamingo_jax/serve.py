@@ -1,6 +1,7 @@
 """A page and a JSON endpoint to talk to a model: `python -m flamingo_jax.serve --model=DIR`."""
 
 import argparse
+import asyncio
 import dataclasses
 import os
 from collections.abc import Sequence
@@ -55,15 +56,19 @@ def main(argv: Sequence[str]) -> int:
         limits = ServerLimits(**{name: getattr(args, name) for name in names})
     except ValueError as error:
         raise UserError(str(error)) from None
-    app = make_app(flamingo_jax.load(args.model), limits)
-    config = uvicorn.Config(
-        app, args.host, args.port, log_level="warning", timeout_graceful_shutdown=5
-    )
-    server = uvicorn.Server(config)
-    socket = config.bind_socket()
-    host, port = socket.getsockname()[:2]
-    print(f"http://{host}:{port}", flush=True)
-    server.run(sockets=[socket])
+    model = flamingo_jax.load(args.model)
+
+    async def serve() -> None:
+        # Gradio's locks belong to the loop that is running when its app is made.
+        app = make_app(model, limits)
+        config = uvicorn.Config(
+            app, args.host, args.port, log_level="warning", timeout_graceful_shutdown=5
+        )
+        socket = config.bind_socket()
+        print("http://{}:{}".format(*socket.getsockname()[:2]), flush=True)
+        await uvicorn.Server(config).serve(sockets=[socket])
+
+    asyncio.run(serve())
     return 0
 
 

@@ -1,6 +1,7 @@
 """Refuses what is too much before it is read."""
 
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from typing import Any
 
 from fastapi.responses import JSONResponse
@@ -53,16 +54,17 @@ class Guard:
                 raise _TooLargeError
             return message
 
-        async def noted(message: MutableMapping[str, Any]) -> None:
+        async def passed_on(message: MutableMapping[str, Any]) -> None:
             nonlocal answering
-            answering = True
-            await send(message)
+            # What the application makes of the broken body is not its sender's to know.
+            if answering or size <= self.max_bytes:
+                answering = True
+                await send(message)
 
-        try:
-            await self.app(scope, counted, noted)
-        except _TooLargeError:
-            if not answering:
-                await self._refuse(scope, receive, send)
+        with suppress(_TooLargeError):
+            await self.app(scope, counted, passed_on)
+        if size > self.max_bytes and not answering:
+            await self._refuse(scope, receive, send)
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
         limit = f"{self.max_bytes / 2**20:g} MB"

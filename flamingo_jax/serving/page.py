@@ -18,9 +18,8 @@ logger = logging.getLogger(__name__)
 MOST_EXAMPLES = 8
 FONTS = ["system-ui", "sans-serif"]  # none is fetched
 CSS = """
-.gradio-container { max-width: 960px !important; margin: 0 auto !important; }
-.chunk { align-items: stretch; }
-#answer textarea { font-size: 1.25rem; }
+.gradio-container { max-width: 900px !important; width: 100%; margin: 0 auto !important; }
+#answer textarea { font-size: 1.3rem; }
 """
 
 
@@ -36,7 +35,7 @@ def mount_page(app: FastAPI, service: Service) -> None:
         ssr_mode=False,
         mcp_server=False,
         enable_monitoring=False,
-        theme=gr.themes.Soft(primary_hue="rose", font=FONTS, font_mono=["monospace"]),
+        theme=gr.themes.Default(primary_hue="rose", font=FONTS, font_mono=["monospace"]),
         css=CSS,
     )
 
@@ -46,7 +45,10 @@ def make_page(service: Service) -> gr.Blocks:
     num_examples = min(MOST_EXAMPLES, limits.max_images - 1)
     # What users upload is deleted after an hour.
     with gr.Blocks(title="flamingo_jax", analytics_enabled=False, delete_cache=(600, 3600)) as page:
-        gr.Markdown("# flamingo_jax\nShow pictures, write text; the model goes on after the last.")
+        gr.Markdown(
+            "# flamingo_jax\nShow a picture, begin a text, and the model goes on. Examples teach "
+            "it what you want: a picture each, and the text that belongs to it."
+        )
         shown = gr.State(0)
         rows = [_row(f"Example {i + 1}", visible=False) for i in range(num_examples)]
         with gr.Row():
@@ -95,19 +97,22 @@ def make_page(service: Service) -> gr.Blocks:
 
 def _row(label: str, *, visible: bool) -> tuple[gr.Group, gr.Image, gr.Textbox]:
     name = label.lower().replace(" ", "-")
-    with gr.Group(visible=visible) as group, gr.Row(elem_classes="chunk"):
+    hint = "how the answer begins; may be empty" if label == "Question" else "what it shows"
+    with gr.Group(visible=visible) as group, gr.Row():
         image = gr.Image(
             type="filepath",
             sources=["upload", "clipboard"],
-            label=f"{label}: picture",
-            height=150,
+            show_label=False,
+            height=170,
             scale=1,
+            min_width=220,
             buttons=[],
+            placeholder="Drop a picture here",
             elem_id=f"{name}-picture",
         )
         text = gr.Textbox(
-            label=f"{label}: text",
-            placeholder="What follows the picture" if label != "Question" else "May be empty",
+            label=label,
+            placeholder=hint,
             lines=4,
             max_length=100_000,
             scale=2,
