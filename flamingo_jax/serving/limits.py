@@ -16,7 +16,7 @@ class ServerLimits:
     max_new_tokens: int = 256
     max_waiting: int = 32  # requests, those in the model's hands not counted
     max_batch: int = 8  # requests answered together
-    max_wait_seconds: float = 120.0  # until the first word
+    max_wait_seconds: float = 120.0  # between two words, the first included
 
     def __post_init__(self) -> None:
         for name in self.__dataclass_fields__:
