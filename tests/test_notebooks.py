@@ -4,13 +4,11 @@ import os
 from pathlib import Path
 
 import nbformat
-import pytest
 from nbclient import NotebookClient
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 
 
-@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:(jupyter_client|nbclient|zmq)")
 def test_inference(model_dir, monkeypatch):
     """On a model that was trained for moments, with few questions."""
     # One device, as users have it, and this copy of the package.

@@ -74,11 +74,10 @@ class Inference:
     def read(
         self, query: Any, examples: Sequence[Example] = (), *, limits: Limits | None = None
     ) -> ReadPrompt:
-        """One prompt, decoded and tokenised: what the methods below take in a prompt's place."""
-        prompts, several = split_batch(query)
-        if several:
-            raise UserError(f"{len(prompts)} prompts are given where one is read at a time")
-        return self._read_parts(join(examples, prompts[0]), limits)
+        """One prompt, decoded and tokenised: what the methods below take in a prompt's place. A
+        list of lists is no batch here, but a prompt of videos."""
+        parts = list(query) if isinstance(query, list | tuple) else [query]
+        return self._read_parts(join(examples, parts), limits)
 
     def generate(
         self,

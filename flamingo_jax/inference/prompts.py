@@ -62,14 +62,14 @@ def join(examples: Sequence[Example], prompt: Sequence[Part]) -> list[Part]:
             raise UserError(
                 f"{example!r:.80} is no example: each is a pair, as in (picture, 'A cat.')"
             )
-        parts += _closed(parts, example)
-        parts += example
-    return [*parts, *_closed(parts, prompt), *prompt]
+        parts += [*_end(parts), *example]
+    return [*parts, *(_end(parts) if prompt else []), *prompt]
 
 
-def _closed(before: Sequence[Part], after: Sequence[Part]) -> list[Part]:
-    """The mark between two chunks, where the one at every picture does not stand already."""
-    return [END_OF_CHUNK] if before and after and isinstance(after[0], str) else []
+def _end(chunk: Sequence[Part]) -> list[Part]:
+    """The mark that ends what stands before, unless it is there."""
+    ended = not chunk or (isinstance(chunk[-1], str) and chunk[-1].endswith(END_OF_CHUNK))
+    return [] if ended else [END_OF_CHUNK]
 
 
 def read_prompt(
@@ -93,10 +93,14 @@ def read_prompt(
             f"the prompt has {num_images} pictures, at most {limits.images} are taken: leave out "
             "some examples"
         )
-    own: list[Any] = [
-        _without_end(part, parts[i + 1 : i + 2]) if isinstance(part, str) else np.empty(0)
-        for i, part in enumerate(parts)
-    ]
+    own: list[Any] = []
+    for part, following in zip(parts, [*parts[1:], ""], strict=True):
+        if not isinstance(part, str):
+            own.append(np.empty(0))
+        elif isinstance(following, str) or all(isinstance(earlier, str) for earlier in own):
+            own.append(part)
+        else:  # `render` sets the mark before every picture but the first itself
+            own.append(part.removesuffix(END_OF_CHUNK))
     document = Document("", tuple(own), "interleaved")
     text = render(document)
     tokens = np.asarray(tokenizer(text).input_ids, np.int32)
@@ -119,12 +123,6 @@ def read_prompt(
     return ReadPrompt(text, tokens, np.stack(media) if media else np.zeros(shape, np.uint8))
 
 
-def _without_end(text: str, following: Sequence[Part]) -> str:
-    """`render` sets the mark before a picture itself."""
-    before_picture = following and not isinstance(following[0], str)
-    return text.removesuffix(END_OF_CHUNK) if before_picture else text
-
-
 def _check_text(text: str) -> None:
     if IMAGE in text:
         raise UserError(
@@ -136,7 +134,7 @@ def _check_text(text: str) -> None:
     if LOOKS_LIKE_A_FILE.fullmatch(text):
         raise UserError(
             f"{text:.80} is the name of a file, a str is taken as text: give pathlib.Path("
-            f"{text:.80!r}) for the picture"
+            f"{text[:80]!r}) for the picture"
         )
 
 

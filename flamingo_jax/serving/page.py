@@ -98,7 +98,7 @@ def make_page(service: Service) -> gr.Blocks:
 def _row(label: str, *, visible: bool) -> tuple[gr.Group, gr.Image, gr.Textbox]:
     name = label.lower().replace(" ", "-")
     hint = "how the answer begins; may be empty" if label == "Question" else "what it shows"
-    with gr.Group(visible=visible) as group, gr.Row():
+    with gr.Group(visible=visible) as group, gr.Row(equal_height=True):
         image = gr.Image(
             type="filepath",
             sources=["upload", "clipboard"],
@@ -132,6 +132,8 @@ async def _answers(
         part: list[str | Path] = [Path(picture["path"])] if picture else []
         parts.append([*part, text] if text and text.strip() else part)
     *examples, question = parts
+    if not question:
+        raise _refused("the question is empty: give it a picture or some text")
     try:
         stream = service.stream(
             question,

@@ -108,5 +108,5 @@ def test_an_upload_of_100_mb_is_refused(page, tmp_path):
     with (tmp_path / "large.jpg").open("wb") as file:
         file.truncate(100 * 2**20)
     page.set_input_files("#question-picture input[type=file]", tmp_path / "large.jpg")
-    refused(page, "above 20 MB")
+    refused(page, 'exceed the maximum allowed size of 20.0 Mb: "large.jpg"')
     assert process.memory_info().rss - before < 64 * 2**20
