@@ -65,6 +65,7 @@ def main(argv: Sequence[str]) -> int:
             app, args.host, args.port, log_level="warning", timeout_graceful_shutdown=5
         )
         socket = config.bind_socket()
+        socket.listen()  # so that nobody who reads the address comes too early
         print("http://{}:{}".format(*socket.getsockname()[:2]), flush=True)
         await uvicorn.Server(config).serve(sockets=[socket])
 

@@ -22,6 +22,7 @@ def serving(model, limits):
     """The address of a server of this process."""
     ready, servers = threading.Event(), []
     socket = uvicorn.Config(None, "127.0.0.1", 0, log_level="warning").bind_socket()
+    socket.listen()
 
     async def serve():
         from flamingo_jax.serving.app import make_app
