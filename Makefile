@@ -47,5 +47,7 @@ clean:
 	touch $@
 
 .venv/installed-for-tests: .venv/installed
-	$(PIP) install --constraint constraints.txt --editable '.[dev,torch,prepare,beam,serve,notebook]'
+	$(PIP) install --constraint constraints.txt --editable '.[dev,torch,prepare,beam,serve,notebook]' lm-eval
+	# In full, lmms-eval would bring a torchvision that does not fit the CPU's torch.
+	$(PIP) install --constraint constraints.txt --no-deps lmms-eval accelerate loguru tenacity
 	touch $@

@@ -1,4 +1,4 @@
-"""Weights of PyTorch models in and out: `python -m flamingo_jax.convert {import,export,verify}`."""
+"""Models in and out: `python -m flamingo_jax.convert {import,from-run,export,verify}`."""
 
 import argparse
 import dataclasses
@@ -18,6 +18,10 @@ def parser() -> argparse.ArgumentParser:
     _add_sources(into)
     into.add_argument("--out", type=Path, required=True, help="directory to make")
     into.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+
+    trained = commands.add_parser("from-run", help="training run → model directory")
+    trained.add_argument("--workdir", type=Path, required=True, help="of the run")
+    trained.add_argument("--out", type=Path, required=True, help="directory to make")
 
     out = commands.add_parser("export", help="model directory → torch files")
     out.add_argument("--dir", type=Path, required=True, help="model directory")
@@ -117,6 +121,14 @@ def import_command(args: argparse.Namespace) -> int:
     return 0
 
 
+def from_run_command(args: argparse.Namespace) -> int:
+    from flamingo_jax.conversion.from_run import write_run
+
+    step = write_run(args.workdir, args.out)
+    print(f"wrote {args.out}: the model of {args.workdir} after step {step}")
+    return 0
+
+
 def export_command(args: argparse.Namespace) -> int:
     from flamingo_jax.conversion.exporting import export_hf, export_openflamingo
     from flamingo_jax.model_directory import open_directory
@@ -133,10 +145,12 @@ def export_command(args: argparse.Namespace) -> int:
 
 
 def verify_command(args: argparse.Namespace) -> int:
+    from flamingo_jax.conversion.exporting import family_named
     from flamingo_jax.conversion.verify import compare, write_certificate
     from flamingo_jax.model_directory import load, open_directory
 
     directory = open_directory(args.dir)
+    family_named(directory.origin.family)
     given = {name: getattr(args, name) for name in SOURCES}
     named = any(given[name] for name in ("lm", "vision", "state_dict", "config"))
     source = read_source(given if named else directory.origin.source, directory.config.dtype)
@@ -152,7 +166,12 @@ def verify_command(args: argparse.Namespace) -> int:
     return 0 if passed else 1
 
 
-COMMANDS = {"import": import_command, "export": export_command, "verify": verify_command}
+COMMANDS = {
+    "import": import_command,
+    "from-run": from_run_command,
+    "export": export_command,
+    "verify": verify_command,
+}
 
 
 def main(argv: Sequence[str]) -> int:

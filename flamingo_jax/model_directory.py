@@ -27,6 +27,7 @@ from flamingo_jax.conversion.weights import Index, Leaf
 from flamingo_jax.conversion.writers import Entry, new_directory, write_safetensors
 from flamingo_jax.data.images import resize_and_crop
 from flamingo_jax.errors import UserError
+from flamingo_jax.inference.model import Inference
 from flamingo_jax.models import quantization
 from flamingo_jax.models.flamingo import FlamingoConfig, Images, check_image_count
 from flamingo_jax.models.params import ModelGraph, Params, flamingo_graph
@@ -144,7 +145,7 @@ def open_directory(folder: Path | str) -> ModelDirectory:
     if not (folder / "weights.index.json").is_file():
         raise UserError(
             f"{folder} is no model directory (it has no weights.index.json): make one with "
-            "`python -m flamingo_jax.convert import`"
+            "`python -m flamingo_jax.convert import`, or `from-run` of a training run"
         )
     facts = read_json(folder / "config.json")
     if facts.pop("format", None) != FORMAT:
@@ -191,8 +192,8 @@ class Processor:
 
 
 @dataclass(frozen=True)
-class LoadedModel:
-    """A model with its parameters and processor.
+class LoadedModel(Inference):
+    """A model with its parameters and processor; `Inference` says what it can be asked.
 
     Attributes:
       graph: `graph.merge(params)` gives the `Flamingo` module.

@@ -14,11 +14,13 @@ os.environ["XLA_FLAGS"] = (
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".pytest_cache/compiled")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import settings
 
+import flamingo_jax
 from flamingo_jax.models.cross_attention import CrossAttentionConfig
 from flamingo_jax.models.decoder import DecoderConfig
 from flamingo_jax.models.flamingo import FlamingoConfig
@@ -73,6 +75,26 @@ def small():
     config = small_config()
     graph, params = flamingo_graph(config), random_params(config)
     return graph, params, graph.merge(params)
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory):
+    """The model directory of a finished digits run, the smallest there is."""
+    from flamingo_jax.config import Config
+    from flamingo_jax.conversion.from_run import write_run
+    from flamingo_jax.schema import build
+    from flamingo_jax.train import train
+    from tests import tiny
+
+    folder = tmp_path_factory.mktemp("trained")
+    train(build(Config, tiny.get_config().to_dict()), folder / "run", jax.devices()[:1])
+    write_run(folder / "run", folder / "model")
+    return folder / "model"
+
+
+@pytest.fixture(scope="session")
+def flamingo(model_dir):
+    return flamingo_jax.load(model_dir)
 
 
 @pytest.fixture

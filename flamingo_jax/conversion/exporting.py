@@ -17,13 +17,21 @@ from flamingo_jax.conversion.family import Family
 from flamingo_jax.conversion.openflamingo_names import aliases, wrap
 from flamingo_jax.conversion.weights import Rows, export, make_plan, torch_shapes
 from flamingo_jax.conversion.writers import Entry, new_directory, write_safetensors
+from flamingo_jax.errors import UserError
 from flamingo_jax.model_directory import ModelDirectory
 
 Makers = dict[str, Callable[[], np.ndarray]]
 
 
 def family_named(name: str) -> Family:
-    return next(family for family in FAMILIES if family.name == name)
+    """UserError: a model that was trained from nothing, which no torch model corresponds to."""
+    for family in FAMILIES:
+        if family.name == name:
+            return family
+    raise UserError(
+        "this model did not come from a torch model, so it has no torch form: only directories "
+        "made by `convert import`, or trained from one, can be exported and verified"
+    )
 
 
 def openflamingo_tensors(directory: ModelDirectory, whole: bool) -> Makers:

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from flamingo_jax.models.flamingo import Flamingo, FlamingoConfig
 from flamingo_jax.models.memory import with_specs
@@ -79,7 +79,7 @@ def on_mesh_of(params: Params) -> contextlib.AbstractContextManager:
     """The mesh that the parameters lie on, in force; nothing where they lie on one device."""
     shardings = (x.sharding for x in jax.tree.leaves(params) if isinstance(x, jax.Array))
     mesh = next((s.mesh for s in shardings if isinstance(s, NamedSharding)), None)
-    return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
+    return jax.set_mesh(mesh) if isinstance(mesh, Mesh) else contextlib.nullcontext()
 
 
 def select(paths: Iterable[str], patterns: Iterable[str]) -> frozenset[str]:

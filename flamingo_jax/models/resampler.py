@@ -72,11 +72,9 @@ class PerceiverResampler(nnx.Module):
         self.norm = layer_norm(width, dtype=dtype, rngs=rngs)
         self.dtype = dtype
 
-    def __call__(
-        self, x_BTFND: Float[Array, "B T F N D"], *, remat: RematPolicy = "none"
-    ) -> Float[Array, "B T R D"]:
-        """Latents of each image or video. ValueError: more frames or images than embeddings."""
-        batch, images, frames = x_BTFND.shape[:3]
+    def flat_media(self, x_BTFND: Float[Array, "B T F N D"]) -> Float[Array, "BT FN D"]:
+        """What the latents attend to, one row an image or video, frames behind one another."""
+        images, frames = x_BTFND.shape[1:3]
         x_BTFND = x_BTFND.astype(self.dtype)
         for table, count, axis, name in (
             (self.frame_embedding, frames, 2, "frames"),
@@ -92,7 +90,13 @@ class PerceiverResampler(nnx.Module):
             shape = [1] * 4 + [-1]
             shape[axis] = count
             x_BTFND = x_BTFND + table[:count].astype(self.dtype).reshape(shape)
-        media_BND = rearrange(x_BTFND, "b t f n d -> (b t) (f n) d")
+        return rearrange(x_BTFND, "b t f n d -> (b t) (f n) d")
+
+    def __call__(
+        self, x_BTFND: Float[Array, "B T F N D"], *, remat: RematPolicy = "none"
+    ) -> Float[Array, "B T R D"]:
+        """Latents of each image or video. ValueError: more frames or images than embeddings."""
+        media_BND = self.flat_media(x_BTFND)
         latents_RD = gather(self.latents, self.dtype)[...].astype(self.dtype)
         latents_BRD = jnp.broadcast_to(latents_RD, (len(media_BND), *latents_RD.shape))
 
@@ -100,4 +104,4 @@ class PerceiverResampler(nnx.Module):
         latents_BRD, _ = jax.lax.scan(
             lambda x, module: (layer(module, pin_batch(x)), None), latents_BRD, self.layers
         )
-        return rearrange(self.norm(latents_BRD), "(b t) r d -> b t r d", b=batch)
+        return rearrange(self.norm(latents_BRD), "(b t) r d -> b t r d", b=len(x_BTFND))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
@@ -163,6 +164,21 @@ class Checkpointer:
                 (self._folder / str(number)).rename(target)
         multihost_utils.sync_global_devices("damaged checkpoints set aside")
         self._manager.reload()
+
+    def trained_params(self, shapes: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """The trained parameters of the latest checkpoint, without the optimizer's state.
+
+        Args:
+          shapes: of all that was trained, by path.
+        """
+        folder = self._manager.directory / str(self.latest_step) / "state"
+        args = ocp.args.PyTreeRestore(
+            {"params": dict(shapes)},
+            restore_args={"params": dict.fromkeys(shapes, ocp.RestoreArgs(np.ndarray))},
+            partial_restore=True,
+        )
+        with ocp.PyTreeCheckpointer() as reader:
+            return reader.restore(folder, args=args)["params"]
 
     def close(self) -> None:
         """Wait for the last save. UserError: it failed."""
