@@ -106,7 +106,7 @@ class TfdsStore:
         return Record(self.paths[shard], key, fields)
 
     def _opened(self, shard: int) -> Any:
-        from array_record.python.array_record_data_source import (  # type: ignore[import-untyped]
+        from array_record.python.array_record_data_source import (
             ArrayRecordDataSource,
         )
 

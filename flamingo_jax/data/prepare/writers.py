@@ -55,7 +55,7 @@ class ArrayRecords:
         return f"{NAME}-train.array_record-{index:05d}-of-{count:05d}"
 
     def write(self, path: Path, samples: Iterable[Sample]) -> None:
-        from array_record.python import array_record_module  # type: ignore[import-untyped]
+        from array_record.python import array_record_module
         from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
         serializer = ExampleSerializer(_features().get_serialized_info())
