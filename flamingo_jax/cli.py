@@ -4,7 +4,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -14,6 +14,7 @@ from flamingo_jax.data.pipeline import SOURCES
 from flamingo_jax.errors import UserError
 from flamingo_jax.schema import build, dump, unknown_key
 
+T = TypeVar("T")
 WORKDIR = flags.DEFINE_string("workdir", None, "the directory that holds a run, new or old")
 
 
@@ -49,7 +50,19 @@ def parse_flags(argv: Sequence[str]) -> None:
 
 
 def parse_config(argv: Sequence[str]) -> Config:
+    """The config of a training run; see `parse_any_config`."""
+    return parse_any_config(argv, Config, _complete)
+
+
+def parse_any_config(
+    argv: Sequence[str], kind: type[T], complete: Callable[[dict[str, Any]], dict[str, Any]]
+) -> T:
     """Parse all flags, and the config: file, then defaults, then `--config.KEY=VALUE` overrides.
+
+    Args:
+      argv: with the program's name.
+      kind: the dataclass to make.
+      complete: writes every default out, so that it may be overridden.
 
     Raises:
       UserError: no `--config`, an unreadable file, an unknown key, a value of the wrong type.
@@ -60,15 +73,15 @@ def parse_config(argv: Sequence[str]) -> Config:
     parse_flags([program, *(arg for arg in args if not arg.startswith("--config"))])
     if not files:
         raise UserError("no config given; say which, as in --config=configs/digits.py")
-    complete = ConfigDict(_complete(_load(Path(files[-1])).to_dict()))
+    values = ConfigDict(complete(_load(Path(files[-1])).to_dict()))
     for override in overrides:
-        _check_path(complete, override.split("=", 1)[0].removeprefix("--config."))
-    values = flags.FlagValues()
+        _check_path(values, override.split("=", 1)[0].removeprefix("--config."))
+    parsed = flags.FlagValues()
     holder = config_flags.DEFINE_config_dict(
-        "config", complete, flag_values=values, sys_argv=[program, *overrides]
+        "config", values, flag_values=parsed, sys_argv=[program, *overrides]
     )
-    values([program, *overrides])
-    return build(Config, holder.value.to_dict())
+    parsed([program, *overrides])
+    return build(kind, holder.value.to_dict())
 
 
 def _complete(values: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Literal
 
 from flamingo_jax.data.pipeline import DataConfig
 from flamingo_jax.data.streams import StreamConfig
+from flamingo_jax.evaluation.config import FewShotConfig
 from flamingo_jax.models.flamingo import FlamingoConfig
 from flamingo_jax.training.optimizer import OptimizerConfig
 from flamingo_jax.training.sharding import MeshConfig
@@ -57,6 +58,8 @@ class Config:
     watchdog_seconds: float = 900.0  # 0: never
     profile_steps: tuple[int, ...] = ()  # (first, how many): a profiler's trace of these steps
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    evaluate_every: int = 0  # steps between few-shot evaluations; 0: none
+    few_shot: FewShotConfig = field(default_factory=FewShotConfig)
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "accumulation_steps", "log_every", "checkpoint_every"):

@@ -1,84 +1,83 @@
-"""Evaluate the digits demo: `python -m flamingo_jax.evaluate --workdir=DIR`.
+"""Evaluate a model.
 
-Writes results.json, a plot and a picture of prompts into the working directory of a trained run.
+python -m flamingo_jax.evaluate --model=DIR --config=configs/eval/openflamingo.py --output=OUT
+    few-shot tasks; run it again to go on after an interruption; OUT/report.html shows the results
+python -m flamingo_jax.evaluate --rescore=OUT [--mode=openflamingo]
+    score the recorded answers again, without the model
+python -m flamingo_jax.evaluate --report=OUT,OUT
+    one page of several results, into the first
+python -m flamingo_jax.evaluate --compare OUT OUT
+    why two results differ, example by example
+python -m flamingo_jax.evaluate --workdir=DIR
+    the digits demo: results.json, a plot and a picture of prompts into a run's directory
 """
 
-import json
+import dataclasses
 from collections.abc import Sequence
-from contextlib import closing
 from pathlib import Path
+from typing import cast, get_args
 
-import jax
+from absl import flags
 
 from flamingo_jax import cli
-from flamingo_jax.config import Config
 from flamingo_jax.errors import UserError
-from flamingo_jax.evaluation import digits, report
-from flamingo_jax.schema import build
-from flamingo_jax.training.checkpoint import Checkpointer, check_frozen
-from flamingo_jax.training.fingerprint import fingerprints
-from flamingo_jax.training.setup import set_up
+from flamingo_jax.evaluation import demo
+from flamingo_jax.evaluation.command import few_shot, table
+from flamingo_jax.evaluation.compare import compare, directories
+from flamingo_jax.evaluation.config import FewShotConfig, complete
+from flamingo_jax.evaluation.html_report.page import write_report
+from flamingo_jax.evaluation.metrics.vqa import Mode
+from flamingo_jax.evaluation.scores import rescore
+from flamingo_jax.training import distributed
 
-SHOTS_SHOWN = (1, 2, 4)
-
-
-def evaluate(workdir: Path) -> Path:
-    """Score the latest checkpoint; gives the path of results.json.
-
-    Raises:
-      UserError: `workdir` holds no run, or no checkpoint yet.
-    """
-    config_path = workdir / "config.json"
-    if not config_path.is_file():
-        raise UserError(f"{workdir} holds no run (no config.json); train one there first")
-    config = build(Config, json.loads(config_path.read_text()))
-    run = set_up(config)
-    with closing(Checkpointer(workdir)) as checkpointer:
-        restored = checkpointer.restore(run.state_like())
-    if restored is None:
-        raise UserError(f"{workdir} holds no checkpoint yet; train further first")
-    state, facts = restored
-    frozen = run.make_frozen()
-    check_frozen(facts, fingerprints(frozen))
-    with jax.set_mesh(run.mesh):
-        naming, binding = digits.evaluate(
-            run.graph,
-            {**state.params, **frozen},
-            run.tokens,
-            config.evaluation,
-            image_size=config.model.vision.image_size,
-        )
-    return write_results(workdir, naming, binding)
-
-
-def write_results(
-    workdir: Path,
-    naming: Sequence[digits.Answered],
-    binding: dict[int, list[digits.Answered]],
-) -> Path:
-    """Print the table; write plot, picture and results.json; give the path of the last."""
-    named = digits.score(naming)
-    bound = {shots: digits.score(answers) for shots, answers in binding.items()}
-    print(report.table(named, bound))
-    report.plot_binding(bound, workdir / "binding.png")
-    shots_shown = [shots for shots in SHOTS_SHOWN if shots in binding]
-    wrong = [answer for shots in shots_shown for answer in binding[shots] if not answer.correct]
-    shown = [*naming[:1], *(binding[shots][i] for i in (0, 1) for shots in shots_shown)]
-    report.draw_prompts(shown + wrong[-1:], workdir / "prompts.png")
-    results = {
-        "naming": {"accuracy": named["accuracy"], "n": named["n"]},
-        "binding": {str(shots): result for shots, result in bound.items()},
-    }
-    path = workdir / "results.json"
-    path.write_text(json.dumps(results, indent=2) + "\n")
-    for name in ("binding.png", "prompts.png"):
-        print(workdir / name)
-    return path
+MODEL = flags.DEFINE_string("model", None, "a model directory")
+OUTPUT = flags.DEFINE_string("output", None, "where the results of a model go")
+TASKS = flags.DEFINE_list("tasks", None, "some of the config's tasks; all unless given")
+RESCORE = flags.DEFINE_string("rescore", None, "results to be scored again")
+REPORT = flags.DEFINE_list("report", None, "results to be shown on one page")
+MODE = flags.DEFINE_enum("mode", None, get_args(Mode), "of VQA accuracy, for --rescore")
 
 
 def main(argv: Sequence[str]) -> None:
-    cli.parse_flags(argv)
-    print(evaluate(cli.workdir()))
+    if compared := directories(argv):
+        print(compare(*compared).text())
+        return
+    config = None
+    if any(arg.startswith("--config") for arg in argv):
+        config = cli.parse_any_config(argv, FewShotConfig, complete)
+    else:
+        cli.parse_flags(argv)
+    if RESCORE.value:
+        print(table(rescore(Path(RESCORE.value), cast(Mode | None, MODE.value))))
+    elif REPORT.value:
+        outs = [Path(out) for out in REPORT.value]
+        print(write_report(outs, outs[0] / "report.html"))
+    elif MODEL.value:
+        if config is None or not OUTPUT.value:
+            raise UserError(
+                "--model needs --config and --output, as in --config=configs/eval/openflamingo.py "
+                "--output=runs/eval"
+            )
+        with distributed.joined():
+            made = few_shot(Path(MODEL.value), _chosen(config), Path(OUTPUT.value))
+            if distributed.is_first():
+                print(table(made))
+                if any(score is not None for score in made.values()):
+                    out = Path(OUTPUT.value)
+                    print(write_report([out], out / "report.html"))
+    else:
+        print(demo.evaluate(cli.workdir()))
+
+
+def _chosen(config: FewShotConfig) -> FewShotConfig:
+    if not TASKS.value:
+        return config
+    absent = [name for name in TASKS.value if name not in config.tasks]
+    if absent:
+        raise UserError(
+            f"--tasks names {', '.join(absent)}; the config has {', '.join(config.tasks)}"
+        )
+    return dataclasses.replace(config, tasks={name: config.tasks[name] for name in TASKS.value})
 
 
 if __name__ == "__main__":

@@ -84,6 +84,9 @@ def released(decoder: dict[str, Any], interval: int, trainable: tuple[str, ...])
                 "decay": ("^cross_attention/",),
                 "clip_norm": 1.0,
             },
+            # Weights are gathered inside of a node: right for any number of nodes of 8 GPUs, and
+            # for TPU slices of 8 chips or more. docs/scaling.md has a table.
+            "mesh": {"data": -1, "fsdp": 8, "tensor": 1},
             "num_steps": 60_000_000 // batch,
         }
     )

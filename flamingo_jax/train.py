@@ -7,6 +7,7 @@ exits with 0. On several hosts, start it once per host (docs/scaling.md).
 import signal
 from collections.abc import Generator, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -16,6 +17,7 @@ from flamingo_jax.config import Config
 from flamingo_jax.data.bad_records import BadRecordLog
 from flamingo_jax.data.pipeline import Batches, StepSource, batches
 from flamingo_jax.errors import UserError
+from flamingo_jax.evaluation.in_training import few_shot
 from flamingo_jax.schema import dump
 from flamingo_jax.training import distributed
 from flamingo_jax.training.checkpoint import Checkpointer, check_frozen, claim_workdir
@@ -26,7 +28,7 @@ from flamingo_jax.training.profile import Profile
 from flamingo_jax.training.setup import Run, set_up
 from flamingo_jax.training.sharding import host_part, to_device
 from flamingo_jax.training.signals import StopOnSignal
-from flamingo_jax.training.speed import Speed
+from flamingo_jax.training.speed import Speed, seconds_at_peak
 from flamingo_jax.training.step import TrainState
 from flamingo_jax.training.watchdog import Watchdog
 
@@ -55,7 +57,12 @@ def train(config: Config, workdir: Path, devices: list[jax.Device] | None = None
 
     own = workdir if distributed.is_first() else None  # what one process writes for all
     writer = MetricWriter(own, start=start, num_steps=config.num_steps)
-    speed = Speed(own and own / "ledger.jsonl", start=start, per_step=_per_step(config))
+    speed = Speed(
+        own and own / "ledger.jsonl",
+        start=start,
+        per_step=_per_step(config),
+        seconds_at_peak=seconds_at_peak(config, list(run.mesh.devices.flat)),
+    )
     profile = Profile(workdir / "profile", config.profile_steps if own else ())
     reader = _read(run, workdir, start)
     feed = Feed(reader, config.num_steps - start)
@@ -82,10 +89,16 @@ def train(config: Config, workdir: Path, devices: list[jax.Device] | None = None
             profile.begin(step)
             with jax.set_mesh(run.mesh), jax.transfer_guard("disallow"):
                 state, metrics = run.train_step(state, frozen, device_batch)
-            watchdog.beat(f"step {step}")  # the first one ends with the compilation
             profile.end(step, metrics)
             _report(writer, speed, config, previous)
-            previous = step, {**metrics, **counts}
+            scores: dict[str, float] = {}
+            if config.evaluate_every and step % config.evaluate_every == 0:
+                params = {**state.params, **frozen}
+                with speed.aside("evaluate"), watchdog.paused():
+                    scores = stop.unless_stopped(partial(few_shot, run, params, workdir, step), {})
+            if previous is not None:  # every process has compiled
+                watchdog.beat(f"step {step}")
+            previous = step, {**metrics, **counts, **scores}
             if step % config.checkpoint_every == 0 or step == config.num_steps:
                 with speed.aside("save"):
                     checkpointer.save(step, state, facts)
@@ -155,7 +168,8 @@ def _report(writer: MetricWriter, speed: Speed, config: Config, pending) -> None
             f"{step}: lower config.optimizer.learning_rate, or start from an earlier checkpoint"
         )
     speed.begin(step)
-    if step % config.log_every == 0 or step in (1, config.num_steps):
+    evaluated = config.evaluate_every and step % config.evaluate_every == 0
+    if evaluated or step % config.log_every == 0 or step in (1, config.num_steps):
         values = {name: float(value) for name, value in metrics.items()}
         writer.write(step, values, speed.facts(step))
 

@@ -1,7 +1,13 @@
 """A tiny run of one stream, with layers wide enough to be split over devices."""
 
+from pathlib import Path
+
+import numpy as np
 from ml_collections import ConfigDict
 
+from flamingo_jax.conversion.weights import Leaf
+from flamingo_jax.model_directory import Origin, write_directory
+from flamingo_jax.models.flamingo import FlamingoConfig
 from tests import tiny
 
 
@@ -16,3 +22,13 @@ def get_config() -> ConfigDict:
     config.checkpoint_every = 10
     config.keep_checkpoints = 4
     return config
+
+
+def write_model(folder: Path, model: FlamingoConfig) -> str:
+    """Random weights as a model directory; to begin with them costs no compilation."""
+    from tests.conftest import random_params  # it sets the environment of tests, not of runs
+
+    weights = {p: np.asarray(w) for p, w in random_params(model).items()}
+    leaves = {p: Leaf(w.shape, (w,), stacked=False) for p, w in weights.items()}
+    write_directory(folder, model, Origin("mpt", {}, {}, {}), leaves)
+    return str(folder)

@@ -1,4 +1,4 @@
-"""CLIP's vision config, from wherever a file or directory states it."""
+"""The configs of CLIP's towers, from wherever a file or directory states them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from flamingo_jax.conversion.family import activation, need
+from flamingo_jax.models.clip import TextConfig
 from flamingo_jax.models.vision import VisionConfig
 
 
@@ -60,6 +61,60 @@ def hf_config(config: Mapping[str, Any], projected: bool) -> VisionConfig:
         patch_size=vision.get("patch_size") or 32,
         projection_width=projection if projected else 0,
         post_norm=not projected,
+    )
+
+
+def openclip_text_config(config: Mapping[str, Any]) -> TextConfig:
+    """From OpenCLIP's model config (`embed_dim`, `text_cfg`, `quick_gelu`)."""
+    text = config["text_cfg"]
+    width, layers, heads = need(text, "width", "layers", "heads")
+    return TextConfig(
+        width=width,
+        num_layers=layers,
+        num_heads=heads,
+        mlp_width=int(width * (text.get("mlp_ratio") or 4)),
+        activation="quick_gelu" if config.get("quick_gelu") else "gelu",
+        vocab_size=text.get("vocab_size") or 49408,
+        max_length=text.get("context_length") or 77,
+        projection_width=need(config, "embed_dim")[0],
+    )
+
+
+def openclip_text_config_of(tensors: Mapping[str, np.ndarray], quick_gelu: bool) -> TextConfig:
+    """From the shapes in a bare state dict; heads are 64 wide in every CLIP released as such."""
+    vocab_size, width = tensors["token_embedding.weight"].shape
+    layers = {n.split(".")[2] for n in tensors if n.startswith("transformer.resblocks.")}
+    return TextConfig(
+        width=width,
+        num_layers=len(layers),
+        num_heads=max(width // 64, 1),
+        mlp_width=tensors["transformer.resblocks.0.mlp.c_fc.weight"].shape[0],
+        activation="quick_gelu" if quick_gelu else "gelu",
+        vocab_size=vocab_size,
+        max_length=len(tensors["positional_embedding"]),
+        projection_width=tensors["text_projection"].shape[1],
+    )
+
+
+def hf_text_config(config: Mapping[str, Any]) -> TextConfig:
+    """From the config.json of a CLIP model."""
+    text = {**config, **(config.get("text_config") or {})}
+    width, layers, heads, hidden = need(
+        text, "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"
+    )
+    end = text.get("eos_token_id", 49407)
+    return TextConfig(
+        width=width,
+        num_layers=layers,
+        num_heads=heads,
+        mlp_width=hidden,
+        activation=activation(text, "hidden_act", "quick_gelu"),
+        norm_eps=text.get("layer_norm_eps") or 1e-5,
+        vocab_size=text.get("vocab_size") or 49408,
+        max_length=text.get("max_position_embeddings") or 77,
+        projection_width=config.get("projection_dim") or 512,
+        # Old configs say 2, which is no token of CLIP's: transformers then takes the highest id.
+        end_token=None if end == 2 else end,
     )
 
 

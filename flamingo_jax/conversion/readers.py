@@ -170,6 +170,8 @@ def read_directory(folder: Path) -> Tensors:
                     "download the rest of the model"
                 )
             files = [f for f in files if f.name in named]
+        # Some CLIPs come twice, under transformers' names and under OpenCLIP's.
+        files = [f for f in files if not f.name.startswith("open_clip")] or files
         if files:
             return {n: t for file in files for n, t in read_file(file).items()}
     raise UserError(f"{folder} has no weights: expected *.safetensors or pytorch_model*.bin")

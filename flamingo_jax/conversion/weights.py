@@ -108,21 +108,38 @@ def locate(path: str, config: FlamingoConfig) -> tuple[str, tuple[int, ...] | No
     if head == "decoder" and rest.startswith("layers/"):
         _, position, rest = rest.split("/", 2)
         return f"decoder/layer/{rest}", tuple(range(int(position), whole, interval))
+    towers = {"vision": config.vision.num_layers, "resampler": config.resampler.num_layers}
+    return locate_in_tower(path, towers.get(head, 0))
+
+
+def locate_in_tower(path: str, num_layers: int) -> tuple[str, tuple[int, ...] | None]:
+    """As `locate`, for a model with one stack of layers per head of the path."""
+    head, _, rest = path.partition("/")
     if rest.startswith("layers/"):
-        layers = {"vision": config.vision.num_layers, "resampler": config.resampler.num_layers}
-        return f"{head}/layer/{rest.removeprefix('layers/')}", tuple(range(layers[head]))
+        return f"{head}/layer/{rest.removeprefix('layers/')}", tuple(range(num_layers))
     return path, None
 
 
-def make_plan(shapes: Mapping[str, Any], config: FlamingoConfig, rows: Rows) -> Plan:
+def make_plan(
+    shapes: Mapping[str, Any],
+    config: Any,
+    rows: Rows,
+    find: Callable[[str, Any], tuple[str, tuple[int, ...] | None]] = locate,
+) -> Plan:
     """The place of every parameter in `shapes` (path → anything with `.shape`).
+
+    Args:
+      shapes: of the model's parameters.
+      config: of the model, for `find`.
+      rows: the table of its family.
+      find: where a parameter stands in the model; by default, in a Flamingo.
 
     Raises:
       UserError: parameters that this family's table has no row for, all named.
     """
     plan, unknown = {}, []
     for path, leaf in shapes.items():
-        key, layers = locate(path, config)
+        key, layers = find(path, config)
         if key not in rows:
             unknown.append(path)
             continue

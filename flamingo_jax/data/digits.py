@@ -154,24 +154,20 @@ class DigitDocuments:
         return Document(f"digits/binding/{position}", tuple(parts), "interleaved")
 
 
-def binding_prompt(
+def binding_question(
     shots: int, rng: np.random.Generator, split: Split = "held_out"
-) -> tuple[Document, tuple[str, str]]:
-    """A two-way binding question over scans of a split, and its (right, wrong) names.
+) -> tuple[list[tuple[int, str]], int, tuple[str, str]]:
+    """A two-way binding question over scans of a split.
 
-    `shots` scans of each of two digits with their names in random order, then one more scan of one
-    of them, whose name is to be told. No scan appears twice; all stand upright.
+    `shots` scans of each of two digits with their names, in random order; one more scan of one of
+    them, whose name is to be told; its (right, wrong) names. Scans are indices into `scans(split)`.
+    None appears twice; all stand upright.
     """
-    pixels, _ = scans(split)
     by_digit = scans_by_digit(split)
     digits = rng.choice(10, size=2, replace=False)
     names = [NAMES[i] for i in rng.choice(len(NAMES), size=2, replace=False)]
-    drawn = [pixels[rng.choice(by_digit[d], size=shots + 1, replace=False)] for d in digits]
-    examples = [
-        (scan, name) for name, seen in zip(names, drawn, strict=True) for scan in seen[:shots]
-    ]
+    drawn = [rng.choice(by_digit[d], size=shots + 1, replace=False).tolist() for d in digits]
+    shown = [(scan, name) for name, seen in zip(names, drawn, strict=True) for scan in seen[:shots]]
     asked = int(rng.integers(2))
-    parts = [part for i in rng.permutation(len(examples)) for part in examples[i]]
-    parts.append(drawn[asked][shots])
-    document = Document(f"digits/ask/{shots}", tuple(parts), "interleaved")
-    return document, (names[asked], names[1 - asked])
+    order = rng.permutation(len(shown))
+    return [shown[i] for i in order], drawn[asked][shots], (names[asked], names[1 - asked])

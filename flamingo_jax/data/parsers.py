@@ -122,15 +122,23 @@ def mmc4_passages(record: Mapping[str, Any], min_bytes: int) -> Passages:
     """A document of MMC4 with its images in base64: each image is assigned to one sentence, such
     that the sum of similarities is largest. Images of fewer than `min_bytes` bytes are left out.
     """
-    sentences = field(record, "text_list", list)
     encoded = [info.get("image_base64") for info in field(record, "image_info", list)]
     images = {i: from_base64(text) for i, text in enumerate(encoded) if text}
-    rows = [i for i, image in images.items() if len(image) >= min_bytes]
+    return assigned_passages(
+        record, {i: image for i, image in images.items() if len(image) >= min_bytes}
+    )
+
+
+def assigned_passages(record: Mapping[str, Any], images: Mapping[int, bytes]) -> Passages:
+    """A document of MMC4 with these of its images, by their place in `image_info`."""
+    sentences = field(record, "text_list", list)
+    rows = list(images)
     if not rows:
         raise BadRecordError("no image")
     try:
         matrix = np.array(field(record, "similarity_matrix", list), np.float64)
-        similarity_IS = matrix.reshape(len(encoded), len(sentences))[rows]
+        shape = len(field(record, "image_info", list)), len(sentences)
+        similarity_IS = matrix.reshape(shape)[rows]
         assigned = linear_sum_assignment(similarity_IS, maximize=True)
     except ValueError as error:
         raise BadRecordError(f"similarity_matrix: {error}") from error

@@ -39,7 +39,7 @@ def prefetched(
             flags.FLAGS.mark_as_parsed()
         dataset = dataset.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=prefetch),
-            worker_init_fn=_start_worker,
+            worker_init_fn=start_worker,
         )
         # Reference cycles hold the last batches, whose shared memory would outlive this process.
         atexit.register(gc.collect)
@@ -51,7 +51,8 @@ def prefetched(
             elements.close()  # ends the processes and frees their shared memory
 
 
-def _start_worker(_index: int, _count: int) -> None:
+def start_worker(_index: int = 0, _count: int = 1) -> None:
+    """What a new process does first: it computes on one core, and ends with its parent."""
     os.environ.update(ENVIRONMENT)
     if "jax" in sys.modules:  # it has read its environment
         sys.modules["jax"].config.update("jax_platforms", "cpu")

@@ -24,6 +24,8 @@ FREE_KEYS = (
     "watchdog_seconds",
     "profile_steps",
     "evaluation",
+    "evaluate_every",
+    "few_shot",
     "mesh",
     "data",
 )

@@ -2,14 +2,27 @@
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
 
-GIB = 2**30
+from flamingo_jax.config import Config
+from flamingo_jax.planning.targets import CHIPS, GIB
+from flamingo_jax.training.flops import step_flops
+
+# A word of what JAX calls a device → the chip; "v5" without more is v5p.
+KINDS = {
+    "a100": "a100-40gb",
+    "h100": "h100",
+    "h200": "h100",
+    "v4": "v4",
+    "v5 lite": "v5e",
+    "v5": "v5p",
+    "v6 lite": "v6e",
+}
 
 
 class Speed:
@@ -23,8 +36,7 @@ class Speed:
       ledger: lines are appended to this file; None: this process writes none.
       start: the step that the run goes on from.
       per_step: what a step consumes, by name, such as tokens.
-      flops_per_step: of all devices together.
-      peak_flops: of all devices together, per second; None: unknown.
+      seconds_at_peak: of a step, see `seconds_at_peak`; gives the model FLOPs utilization (MFU).
     """
 
     def __init__(
@@ -33,12 +45,11 @@ class Speed:
         *,
         start: int,
         per_step: Mapping[str, int],
-        flops_per_step: float = 0.0,
-        peak_flops: float | None = None,
+        seconds_at_peak: float | None = None,
     ):
         self._ledger = ledger
         self._per_step = per_step
-        self._utilization = flops_per_step / peak_flops if peak_flops else None
+        self._seconds_at_peak = seconds_at_peak
         lines = read_ledger(ledger) if ledger else []
         self._append({"start": start, "time": time.time()})
         self._began, self._productive = replay([*lines, {"start": start, "time": time.time()}])
@@ -75,8 +86,8 @@ class Speed:
         facts = {f"{name}_per_second": n * steps / seconds for name, n in per_step.items()}
         facts["data_wait"] = self._aside.get("data", 0.0) / seconds
         facts["goodput"] = self._productive / max(time.time() - self._began, 1e-9)
-        if self._utilization is not None:
-            facts["mfu"] = self._utilization * steps / seconds
+        if self._seconds_at_peak is not None:
+            facts["mfu"] = self._seconds_at_peak * steps / seconds
         facts |= _memory()
         self._append({"step": step, "time": time.time(), "productive": productive, **facts})
         self._restart(step)
@@ -90,6 +101,16 @@ class Speed:
         if self._ledger is not None:
             with self._ledger.open("a") as file:
                 file.write(json.dumps(line) + "\n")
+
+
+def seconds_at_peak(config: Config, devices: Sequence[jax.Device]) -> float | None:
+    """How long a step would take if all devices did its matmuls at their peak; None: unknown chips.
+
+    What rematerialisation computes a second time is not counted (arXiv 2204.02311).
+    """
+    kind = devices[0].device_kind.lower()
+    chip = next((CHIPS[name] for words, name in KINDS.items() if words in kind), None)
+    return step_flops(config).total / (chip.flops * len(devices)) if chip else None
 
 
 def replay(lines: list[dict[str, Any]]) -> tuple[float, float]:

@@ -16,7 +16,7 @@ class Watchdog:
     """Prints the stacks of all threads when `beat` was not called for `seconds`, and ends the
     process when it was not for twice as long; so a dead process never hangs the others.
 
-    Begins with the first `beat`, which compilation precedes. 0 seconds: never.
+    Begins with the first `beat`, so that compilation is not timed. 0 seconds: never.
     """
 
     def __init__(self, seconds: float, name: str = "this process"):

@@ -18,6 +18,7 @@ import threading
 import time
 from typing import IO
 
+FAKE = "--xla_force_host_platform_device_count"
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
@@ -96,10 +97,9 @@ def environment(arguments: argparse.Namespace, index: int, address: str) -> dict
         "JAX_PROCESS_ID": str(index),
     }
     if arguments.devices_per_process:
-        count = f"--xla_force_host_platform_device_count={arguments.devices_per_process}"
+        others = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if FAKE not in flag]
         changes["JAX_PLATFORMS"] = "cpu"
-        # The last one of two equal flags counts.
-        changes["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {count}".strip()
+        changes["XLA_FLAGS"] = " ".join([*others, f"{FAKE}={arguments.devices_per_process}"])
     if arguments.gpus_per_process:
         first = index * arguments.gpus_per_process
         own = range(first, first + arguments.gpus_per_process)
@@ -122,16 +122,18 @@ def send(group: list[subprocess.Popen], number: int) -> None:
 def wait(group: list[subprocess.Popen], grace: float) -> int:
     """Until all have ended; the status of the first that failed, 0 if none did."""
     status, failed = 0, 0.0
-    while running := [process for process in group if process.poll() is None]:
-        for index, process in enumerate(group):
+    running = group
+    while running:
+        time.sleep(0.05)
+        for process in (ended := [p for p in running if p.poll() is not None]):
             if process.returncode and not status:
                 status, failed = process.returncode, time.monotonic()
-                print(f"process {index} {describe(status)}", file=sys.stderr, flush=True)
+                what = f"process {group.index(process)} {describe(status)}"
+                print(what, file=sys.stderr, flush=True)
+        running = [process for process in running if process not in ended]
         if status and time.monotonic() > failed + grace:
             for process in running:
                 os.killpg(process.pid, signal.SIGKILL)
-        time.sleep(0.05)
-    status = status or next((p.returncode for p in group if p.returncode), 0)
     return status if status >= 0 else 128 - status  # as shells do for signals
 
 

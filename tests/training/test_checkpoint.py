@@ -139,11 +139,15 @@ def test_the_last_and_every_fourth_are_kept(tmp_path):
 def files_no_larger_than(size: int):
     """What a full disk does, without filling one: writing beyond this fails."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    cached_from = "jax_persistent_cache_min_compile_time_secs"
+    before = getattr(jax.config, cached_from)
+    jax.config.update(cached_from, 1e9)  # compiled programs are files, too
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        jax.config.update(cached_from, before)
 
 
 def test_a_full_disk_is_a_clear_error_and_harms_no_earlier_checkpoint(tmp_path):

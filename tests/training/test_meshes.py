@@ -28,8 +28,8 @@ MESHES = {
 HYBRID = "8: data 2 × fsdp 4"
 
 
-def config_and_devices(mesh: str) -> tuple[Config, list[jax.Device]]:
-    config = dataclasses.replace(CONFIG, mesh=MESHES[mesh])
+def config_and_devices(mesh: str, model: str = "") -> tuple[Config, list[jax.Device]]:
+    config = dataclasses.replace(CONFIG, mesh=MESHES[mesh], init_from=model)
     return config, jax.devices()[: int(mesh[0])]
 
 
@@ -38,6 +38,7 @@ class Runs:
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self.model = wide.write_model(folder / "model", CONFIG.model)
         self.rows: dict[str, list[bytes]] = {}
 
     def run(self, mesh: str, name: str | None = None) -> Path:
@@ -56,7 +57,7 @@ class Runs:
 
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(training, "to_device", note)
-                config, devices = config_and_devices(mesh)
+                config, devices = config_and_devices(mesh, self.model)
                 training.train(config, workdir, devices)
         return workdir
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,16 +19,18 @@ import pytest
 from flamingo_jax.config import Config
 from flamingo_jax.conversion.weights import Leaf
 from flamingo_jax.errors import UserError
-from flamingo_jax.evaluate import evaluate
+from flamingo_jax.evaluation.demo import evaluate
 from flamingo_jax.model_directory import Origin, write_directory
 from flamingo_jax.models.params import flamingo_graph
 from flamingo_jax.schema import build
 from flamingo_jax.train import train
 from flamingo_jax.training.checkpoint import Checkpointer
+from flamingo_jax.training.fingerprint import fingerprints
 from flamingo_jax.training.metrics import read_metrics
 from flamingo_jax.training.setup import set_up
 from flamingo_jax.training.sharding import MeshConfig, to_device
 from tests import tiny
+from tests.training.test_checkpoint import files_no_larger_than
 
 ROOT = Path(__file__).parents[2]
 CONFIG = build(Config, tiny.get_config().to_dict())
@@ -167,6 +170,42 @@ def test_a_model_directory_of_another_model_is_refused(model_directory):
         set_up(config)
 
 
+def test_a_resume_beside_other_frozen_weights_is_refused(model_directory, tmp_path):
+    weights = dict(model_directory[1])
+
+    def write() -> None:
+        leaves = {p: Leaf(w.shape, (w,), stacked=False) for p, w in weights.items()}
+        write_directory(tmp_path / "model", CONFIG.model, Origin("mpt", {}, {}, {}), leaves)
+
+    write()
+    config = dataclasses.replace(CONFIG, init_from=str(tmp_path / "model"))
+    run = set_up(config, jax.devices()[:1])
+    state, frozen = run.make_state()
+    with closing(Checkpointer(tmp_path / "run", keep=1)) as checkpointer:
+        checkpointer.save(1, state, {"frozen": fingerprints(frozen)})
+    path = "decoder/layers/0/mlp/up/kernel"
+    weights[path] = weights[path].copy()
+    weights[path][0, 3, 5] *= 1.01  # the next bfloat16
+    shutil.rmtree(tmp_path / "model")
+    write()
+    with pytest.raises(UserError, match=f"checkpoint of step 1 .* 1 differ, such as {path}"):
+        train(config, tmp_path / "run", jax.devices()[:1])
+
+
+def test_a_full_disk_stops_the_run_with_its_cause(trained, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(trained, workdir)
+    shutil.rmtree(workdir / "checkpoints/6")
+    with (
+        files_no_larger_than(2**14),
+        pytest.raises(UserError, match=r"step 6 could not be saved .*File too large.* of step 4$"),
+    ):
+        train(CONFIG, workdir, jax.devices()[:1])
+    train(CONFIG, workdir, jax.devices()[:1])  # room again
+    assert (workdir / "metrics.jsonl").read_text() == (trained / "metrics.jsonl").read_text()
+    jax.tree.map(np.testing.assert_array_equal, final_params(workdir), final_params(trained))
+
+
 @pytest.fixture(scope="module")
 def command():
     """Starts a training process of many short steps."""
@@ -176,11 +215,11 @@ def command():
         "PYTHONPATH": str(ROOT),
     }
 
-    def start(workdir: Path, **changes):
+    def start(workdir: Path, config: str = "tests/tiny.py", **changes):
         args = {"num_steps": 300, "checkpoint_every": 20, **changes}
         overrides = [f"--config.{key}={value}" for key, value in args.items()]
         return subprocess.Popen(
-            [sys.executable, "-m", "flamingo_jax.train", "--config=tests/tiny.py",
+            [sys.executable, "-m", "flamingo_jax.train", f"--config={config}",
              f"--workdir={workdir}", *overrides],
             cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
@@ -231,6 +270,31 @@ def test_sigterm_saves_and_exits_with_0(command, uninterrupted, tmp_path):
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == [str(stopped)]
     assert f"resumed from step {stopped}" in finish(command(tmp_path, checkpoint_every=1000))
     assert_same_run(tmp_path, uninterrupted)
+
+
+def test_a_signal_during_compilation_saves_and_exits_with_0(command, tmp_path):
+    """SIGUSR1 is what SLURM sends ahead of a job's end."""
+    process = command(tmp_path)
+    lines = [process.stdout.readline()]
+    assert "frozen parameters on 1 cpu device(s)" in lines[0]  # what compiles comes next
+    process.send_signal(signal.SIGUSR1)
+    out = finish(process)
+    stopped = int(out.split("stopped by SIGUSR1 after step ")[1].split(";")[0])
+    assert stopped <= 3
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == [str(stopped)]
+
+
+def test_a_signal_during_evaluation_ends_it_saves_and_exits_with_0(command, tmp_path):
+    process = command(tmp_path, "tests/evaluating.py")
+    for _ in range(30_000):
+        if (tmp_path / "few_shot/3").exists():
+            break
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    assert "stopped by SIGTERM after step 3" in finish(process)
+    assert [m["step"] for m in read_metrics(tmp_path)] == [1, 2, 3]
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["3"]
 
 
 def read_metrics_until_damage(workdir: Path) -> list[str]:

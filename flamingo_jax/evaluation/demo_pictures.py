@@ -9,7 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from flamingo_jax.evaluation.digits import Answered
+from flamingo_jax.data.documents import END_OF_CHUNK, IMAGE
+from flamingo_jax.evaluation.results import Record
+from flamingo_jax.evaluation.tasks.digits import Digits
 
 RIGHT, WRONG, LINE, MUTED = "#1a7f37", "#cf222e", "#0550ae", "#6e7781"
 
@@ -54,34 +56,34 @@ def plot_binding(binding: Mapping[int, Mapping[str, float]], path: Path) -> None
         figure.savefig(path, dpi=150)
 
 
-def draw_prompts(answers: Sequence[Answered], path: Path) -> None:
+def draw_prompts(records: Sequence[Record], path: Path) -> None:
     """One prompt a row: its images with their text, and what the model says of the last one."""
-    longest = max(len(a.question.prompt.images) for a in answers)
+    longest = max(len(record["images"]) for record in records)
     with mpl.rc_context({"font.size": 10}):
-        figure = Figure(figsize=(1.25 * longest, 1.8 * len(answers)), layout="constrained")
-        grid = figure.subplots(len(answers), longest, squeeze=False)
-        for row, answered in zip(grid, answers, strict=True):
+        figure = Figure(figsize=(1.25 * longest, 1.8 * len(records)), layout="constrained")
+        grid = figure.subplots(len(records), longest, squeeze=False)
+        for row, record in zip(grid, records, strict=True):
             for axes in row:
                 axes.set_axis_off()
-            _draw_prompt(row, answered)
+            _draw_prompt(row, record)
         figure.savefig(path, dpi=110)
 
 
-def _draw_prompt(row: Sequence[Axes], answered: Answered) -> None:
-    question = answered.question
-    captions = [part for part in question.prompt.parts if isinstance(part, str)]
-    images = question.prompt.images
-    for axes, image in zip(row, images, strict=False):
-        axes.imshow(255 - np.asarray(image), interpolation="nearest")  # ink is bright in the data
-    for axes, caption in zip(row[: len(images) - 1], captions, strict=False):
-        _write_below(axes, caption, "black")
+def _draw_prompt(row: Sequence[Axes], record: Record) -> None:
+    images = [Digits().picture(Path(), image) for image in record["images"]]
+    texts = record["prompt"].replace(END_OF_CHUNK, "").split(IMAGE)[1:]
+    for axes, image, text in zip(row, images, texts, strict=False):
+        axes.imshow(255 - image, interpolation="nearest")  # ink is bright in the data
+        if axes is not row[len(images) - 1]:
+            _write_below(axes, text, "black")
 
     last = row[len(images) - 1]
-    said, right = question.choices[answered.choice], question.choices[question.right]
-    asked = f"{captions[-1]}\n" if len(captions) == len(images) else ""
-    color = RIGHT if answered.correct else WRONG
-    remark = "" if answered.correct else f"\n(right: {right})"
-    _write_below(last, f"{asked}{said}{remark}", color, weight="bold")
+    (right,) = record["references"]
+    correct = record["answer"] == right
+    asked = f"{texts[-1].strip()}\n" if texts[-1] else ""
+    color = RIGHT if correct else WRONG
+    remark = "" if correct else f"\n(right: {right})"
+    _write_below(last, f"{asked}{record['answer']}{remark}", color, weight="bold")
     frame = Rectangle((0, 0), 1, 1, transform=last.transAxes, fill=False, color=color, linewidth=3)
     last.add_patch(frame)
 

@@ -1,0 +1,1 @@
+"""Corpora as they are downloaded → shards that `flamingo_jax.data` reads."""

@@ -1,0 +1,80 @@
+"""MMC4: zips of documents, and a directory of the images that were downloaded for them."""
+
+import json
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from flamingo_jax.data.parsers import assigned_passages, field
+from flamingo_jax.data.prepare.documents import DocumentLimits
+from flamingo_jax.data.prepare.images import ImageLimits, read_image
+from flamingo_jax.data.prepare.job import Unit
+from flamingo_jax.data.prepare.options import REQUIRED, option
+from flamingo_jax.data.prepare.survival import DroppedError, Tally
+from flamingo_jax.data.prepare.writers import ArrayRecords, Sample, stored
+from flamingo_jax.data.records import BadRecordError
+from flamingo_jax.data.stores import expand
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mmc4(DocumentLimits, ImageLimits):
+    """MMC4's documents (arXiv 2304.06939), each image assigned to one sentence."""
+
+    shards: str = option(REQUIRED, "docs_shard_*.jsonl.zip, or .jsonl; a pattern")
+    images: str = option(REQUIRED, "directory of images: NAME or SHARD/NAME, by `image_name`")
+    min_image_bytes: int = option(11_000, "smaller files are dropped; 11000 is OpenFlamingo's")
+
+    writer = ArrayRecords()
+
+    def units(self) -> list[Unit]:
+        return [Unit(path) for path in expand(self.shards)]
+
+    def samples(self, unit: Unit, tally: Tally) -> Iterator[Sample]:
+        shard = Path(unit.path).name.split(".")[0]
+        for number, line in _lines(unit.path, tally):
+            key = f"{shard}/{number}"
+            yield from tally.surviving(key, self._sample, key, shard, line, tally)
+
+    def _sample(self, key: str, shard: str, line: bytes, tally: Tally) -> Sample:
+        try:
+            values = json.loads(line)
+        except ValueError as error:
+            raise BadRecordError(f"bad JSON: {error}") from error
+        directories = [Path(self.images), Path(self.images, shard)]
+        images: dict[int, bytes] = {}
+        for index, info in enumerate(field(values, "image_info", list)):
+            tally.images += 1
+            name = info.get("image_name")
+            try:
+                data = read_image(directories, name)
+                self.check(data)
+            except DroppedError as error:
+                tally.drop_image(f"{key}/{name}", error.reason, error.detail)
+            else:
+                images[index] = data
+        passages = assigned_passages(values, images) if images else None
+        return stored(key, self.kept(key, passages, tally))
+
+
+def _lines(path: str, tally: Tally) -> Iterator[tuple[int, bytes]]:
+    """Numbered lines of a .jsonl file, or of those in a zip; what is damaged is counted."""
+    number = 0
+    try:
+        if not path.endswith(".zip"):
+            with open(path, "rb") as file:
+                yield from enumerate(line for line in file if line.strip())
+            return
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.infolist():
+                try:
+                    with archive.open(member) as lines:
+                        for line in lines:
+                            if line.strip():
+                                yield number, line
+                            number += 1
+                except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+                    tally.lose_file(f"{Path(path).name}/{member.filename}", str(error))
+    except (zipfile.BadZipFile, OSError) as error:
+        tally.lose_file(Path(path).name, str(error))

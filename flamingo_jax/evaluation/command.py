@@ -1,0 +1,104 @@
+"""What `python -m flamingo_jax.evaluate` does with a model directory."""
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from PIL import Image
+
+from flamingo_jax.clip import load_clip
+from flamingo_jax.errors import UserError
+from flamingo_jax.evaluation import results
+from flamingo_jax.evaluation.config import FewShotConfig
+from flamingo_jax.evaluation.harness import evaluate
+from flamingo_jax.evaluation.inference import Model
+from flamingo_jax.evaluation.plan import Neighbours
+from flamingo_jax.evaluation.retrieval import ImageEncoder, image_features, top_k
+from flamingo_jax.evaluation.tasks import Example, Task
+from flamingo_jax.model_directory import load
+from flamingo_jax.training.sharding import make_mesh
+
+
+def open_model(
+    folder: Path, config: FewShotConfig, devices: list[jax.Device] | None = None
+) -> Model:
+    """A model directory on these devices (default: all of this process).
+
+    Raises:
+      UserError: no model directory, or a mesh that does not fit the devices.
+    """
+    try:
+        mesh = make_mesh(config.mesh, devices or jax.local_devices())
+    except ValueError as error:
+        raise UserError(f"config.mesh: {error}") from None
+    loaded = load(folder, mesh, config.compat or None)
+    tokenizer = loaded.processor.tokenizer
+    facts = {"path": str(folder)}
+    if jax.process_index() == 0:
+        weights = sorted(folder.glob("*.safetensors"))
+        facts["hash"] = results.hash_of([folder / "config.json", *weights])
+    return Model(
+        loaded.graph,
+        loaded.params,
+        lambda text, special: tokenizer.encode(text, add_special_tokens=special),
+        lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
+        mesh,
+        facts,
+    )
+
+
+def few_shot(folder: Path, config: FewShotConfig, out: Path) -> dict[str, float | None]:
+    """Evaluate a model directory; see `harness.evaluate`."""
+    return evaluate(open_model(folder, config), config, out, neighbours_of(config))
+
+
+def neighbours_of(config: FewShotConfig) -> Neighbours | None:
+    """What RICES needs; None: demonstrations are drawn. UserError: no CLIP in `rices_model`."""
+    if config.demonstrations == "random":
+        return None
+    return similar_images(load_clip(config.rices_model), Path(config.feature_cache))
+
+
+def similar_images(encoder: ImageEncoder, cache: Path) -> Neighbours:
+    """RICES by an image encoder, whose features are kept in `cache`."""
+
+    def neighbours(
+        task: Task, data: Path, queries: Sequence[Example], pool: Sequence[Example], k: int
+    ) -> np.ndarray:
+        files = {*task.files("train"), *task.files("test")}
+        prefix = results.hash_of([task.path(data, name) for name in sorted(files)])
+
+        def picture(name: str) -> Image.Image:
+            found = task.picture(data, name.removeprefix(prefix))
+            if isinstance(found, np.ndarray):
+                return Image.fromarray(found)
+            return Image.open(io.BytesIO(found))
+
+        def features(examples: Sequence[Example]) -> np.ndarray:
+            names = [f"{prefix}{example.image}" for example in examples]
+            return after_the_first(lambda: image_features(encoder, names, picture, cache))
+
+        return top_k(features(queries), features(pool), k)
+
+    return neighbours
+
+
+def after_the_first(make: Callable[[], np.ndarray]) -> np.ndarray:
+    """What `make` gives. Process 0 calls it before the others do, who find the file it wrote."""
+    if jax.process_count() == 1:
+        return make()
+    made = make() if jax.process_index() == 0 else None
+    multihost_utils.sync_global_devices("features")
+    return make() if made is None else made
+
+
+def table(made: Mapping[str, float | None]) -> str:
+    """The scores as plain text."""
+    width = max(map(len, made))
+    return "\n".join(
+        f"{name:{width}}  {'no public answers' if score is None else f'{score:8.2f}'}"
+        for name, score in made.items()
+    )

@@ -1,0 +1,125 @@
+"""The command: on several processes, with its mistakes, and during training."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import pytest
+from absl import flags
+
+from flamingo_jax import evaluate as command
+from flamingo_jax.config import Config
+from flamingo_jax.errors import UserError
+from flamingo_jax.evaluation.command import few_shot
+from flamingo_jax.schema import build
+from flamingo_jax.train import train
+from flamingo_jax.training.metrics import read_metrics
+from tests import tiny
+from tests.evaluation.conftest import answers, lines, write_config
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def run(fake_root, model_folder, settings, tmp_path):
+    """`evaluate` with flags, on a config file that has these settings; gives the output."""
+
+    def call(*arguments, tasks=("hateful_memes",), **changes):
+        path = write_config(tmp_path, settings(*tasks, **{"shots": (0,), **changes}))
+        out = tmp_path / "out"
+        flags.FLAGS.unparse_flags()
+        given = [f"--model={model_folder}", f"--config={path}", f"--output={out}", *arguments]
+        command.main(["evaluate", *given])
+        return out
+
+    yield call
+    flags.FLAGS.unparse_flags()
+    for name in ("model", "output", "tasks", "rescore", "report", "mode"):
+        flags.FLAGS[name].value = None
+
+
+def test_the_command_prints_and_keeps_what_it_finds(run, capsys):
+    out = run("--config.shots=(0, 2)", "--tasks=hateful_memes", tasks=("hateful_memes", "imagenet"))
+    assert sorted(answers(out)) == [
+        "hateful_memes/0-random-seed42",
+        "hateful_memes/2-random-seed42",
+    ]
+    printed = capsys.readouterr().out
+    for name, (score, _) in answers(out).items():
+        assert f"{name}  {score:8.2f}" in printed
+    assert (out / "report.html").read_text().startswith("<!")
+    flags.FLAGS.unparse_flags()
+    command.main(["evaluate", f"--rescore={out}"])
+    assert capsys.readouterr().out.count("hateful_memes/") == 2
+    command.main(["evaluate", "--compare", str(out), str(out)])
+    assert "settings that differ:\n  none" in capsys.readouterr().out
+
+
+def test_mistakes_are_told_in_one_line(run, model_folder, tmp_path):
+    with pytest.raises(UserError, match="--tasks names coco; the config has hateful_memes"):
+        run("--tasks=coco")
+    flags.FLAGS["tasks"].value = None
+    with pytest.raises(UserError, match="expected some of: coco, flickr30k"):
+        run("--config.tasks={'kokko': {}}")
+    with pytest.raises(UserError, match=r"unknown config key 'config\.tasks\..*foldr'"):
+        run("--config.tasks.hateful_memes.foldr=x")
+    with pytest.raises(UserError, match=r"config\.mesh: mesh data=3 .* does not fit 8 devices"):
+        run("--config.mesh.data=3")
+    with pytest.raises(UserError, match=r"dev\.jsonl does not exist: put the data set there"):
+        run("--config.data_root=nowhere")
+    with pytest.raises(UserError, match="rices_model is not given"):
+        run("--config.demonstrations=rices")
+    flags.FLAGS.unparse_flags()
+    with pytest.raises(UserError, match="--model needs --config and --output"):
+        command.main(["evaluate", f"--model={model_folder}"])
+
+
+def test_a_killed_evaluation_goes_on(model_folder, settings, tmp_path):
+    config = settings("coco", shots=(0,), seeds=tuple(range(8)), batch_size=1)
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    given = f"--model={model_folder}", f"--config={write_config(tmp_path, config)}"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flamingo_jax.evaluate", *given, f"--output={killed}"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    part = killed / "coco/0-random-seed1/parts/process-0.jsonl"
+    while not (part.exists() and part.read_text().count("\n") >= 2):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.005)
+    process.kill()
+    process.communicate()
+    left = answers(killed)
+    assert 0 < len(left) < 8
+    few_shot(model_folder, config, killed)
+    assert {name: answers(killed)[name] for name in left} == left
+    few_shot(model_folder, config, whole)
+    assert answers(killed) == answers(whole)
+    assert len({json.dumps(examples) for _, examples in answers(whole).values()}) == 8
+
+
+def test_a_model_is_evaluated_while_it_trains(tmp_path):
+    values = tiny.get_config().to_dict()
+    values |= {
+        "num_steps": 4,
+        "evaluate_every": 2,
+        "few_shot": {"tasks": {"digits": {}}, "shots": (0, 1), "num_samples": 10},
+    }
+    config = build(Config, values)
+    train(config, tmp_path, jax.devices()[:1])
+    metrics = {m["step"]: m for m in read_metrics(tmp_path)}
+    names = {f"few_shot/digits/{shots}-random-seed42" for shots in (0, 1)}
+    assert names <= metrics[2].keys()
+    assert names <= metrics[4].keys()
+    assert not names & metrics[3].keys()
+    records = lines(tmp_path / "few_shot/4/digits/0-random-seed42/examples.jsonl")
+    correct = [record["answer"] in record["references"] for record in records]
+    assert metrics[4]["few_shot/digits/0-random-seed42"] == 10 * sum(correct)
+    manifest = json.loads((tmp_path / "few_shot/4/manifest.json").read_text())
+    assert manifest["model"] == {"hash": "step 4"}

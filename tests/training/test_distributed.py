@@ -1,0 +1,54 @@
+import jax
+import pytest
+
+from flamingo_jax.errors import UserError
+from flamingo_jax.training.distributed import Agreement, surroundings
+from flamingo_jax.training.sharding import MeshConfig, make_mesh
+
+STEP = {"SLURM_NTASKS": "16", "SLURM_PROCID": "9", "SLURM_LOCALID": "1", "JAX_PLATFORMS": "cuda"}
+
+
+def test_alone_there_is_nothing_to_join():
+    assert surroundings({"JAX_PLATFORMS": "cpu"}) is None
+    assert surroundings({**STEP, "SLURM_NTASKS": "1"}) is None
+
+
+@pytest.mark.parametrize("index", ["JAX_PROCESS_ID", "JOB_COMPLETION_INDEX"])
+def test_the_environment_may_say_everything(index):
+    """JOB_COMPLETION_INDEX is what Kubernetes sets in an indexed job."""
+    found = surroundings(
+        {"JAX_COORDINATOR_ADDRESS": "host:1", "JAX_NUM_PROCESSES": "4", index: "3"}
+    )
+    assert found == {
+        "coordinator_address": "host:1",
+        "num_processes": 4,
+        "process_id": 3,
+        "cluster_detection_method": "deactivate",
+    }
+
+
+def test_half_of_it_is_an_error():
+    with pytest.raises(UserError, match="JAX_NUM_PROCESSES and JAX_PROCESS_ID not set"):
+        surroundings({"JAX_COORDINATOR_ADDRESS": "host:1"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "devices"),
+    [
+        ({"SLURM_STEP_TASKS_PER_NODE": "8(x2)", "SLURM_GPUS_ON_NODE": "8"}, [1]),
+        ({"SLURM_STEP_TASKS_PER_NODE": "8(x2)", "CUDA_VISIBLE_DEVICES": "1"}, [0]),
+        ({"SLURM_STEP_TASKS_PER_NODE": "1(x16)", "SLURM_GPUS_ON_NODE": "4"}, [0, 1, 2, 3]),
+        ({"SLURM_STEP_TASKS_PER_NODE": "1(x16)", "CUDA_VISIBLE_DEVICES": "0,1"}, [0, 1]),
+    ],
+    ids=["a task per GPU", "a task bound to its GPU", "a task per node", "half of a node"],
+)
+def test_a_slurm_task_gets_its_gpus_and_no_gpu_is_idle(changes, devices):
+    assert surroundings({**STEP, **changes}) == {"local_device_ids": devices}
+
+
+def test_one_process_agrees_with_itself_at_once():
+    votes = iter([0, 15])
+    agreement = Agreement(make_mesh(MeshConfig(data=1), jax.devices()[:1]), lambda: next(votes))
+    agreement.propose()
+    assert agreement.decision() == (0, 0)
+    assert agreement.decision() == (15, 0)
