@@ -21,7 +21,7 @@ from flamingo_jax.models.layers import (
     pin_batch,
     stack,
 )
-from flamingo_jax.models.memory import RematPolicy, gather, per_layer
+from flamingo_jax.models.memory import RematPolicy, gather, of_new_layers, per_layer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,14 +246,14 @@ class Decoder(nnx.Module):
         before the last layer of its group (where Flamingo's cross-attention stands).
         """
 
-        def together(applies):
+        def together(applies, policy):
             return per_layer(
                 lambda module, xs: [a(module, x) for a, x in zip(applies, xs, strict=True)],
                 self.dtype,
-                remat,
+                policy,
             )
 
-        run = together([lambda block, x, c=context: block(x, c) for context in contexts])
+        run = together([lambda block, x, c=context: block(x, c) for context in contexts], remat)
 
         def layer(block, xs):
             return run(block, [pin_batch(x) for x in xs])
@@ -263,7 +263,7 @@ class Decoder(nnx.Module):
             for block in blocks[:-1]:
                 xs = layer(block, xs)
             if between is not None:
-                xs = together(between[1])(extra, [pin_batch(x) for x in xs])
+                xs = together(between[1], of_new_layers(remat))(extra, [pin_batch(x) for x in xs])
             return layer(blocks[-1], xs), None
 
         xs = list(texts)

@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from flamingo_jax.models.layers import FeedForward, layer_norm, linear, pin_batch, stack
-from flamingo_jax.models.memory import RematPolicy, gather, per_layer
+from flamingo_jax.models.memory import RematPolicy, gather, of_new_layers, per_layer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +100,7 @@ class PerceiverResampler(nnx.Module):
         latents_RD = gather(self.latents, self.dtype)[...].astype(self.dtype)
         latents_BRD = jnp.broadcast_to(latents_RD, (len(media_BND), *latents_RD.shape))
 
-        layer = per_layer(lambda module, x: module(x, media_BND), self.dtype, remat)
+        layer = per_layer(lambda module, x: module(x, media_BND), self.dtype, of_new_layers(remat))
         latents_BRD, _ = jax.lax.scan(
             lambda x, module: (layer(module, pin_batch(x)), None), latents_BRD, self.layers
         )

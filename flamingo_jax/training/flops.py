@@ -14,6 +14,7 @@ from jax.extend import core
 from flamingo_jax.config import Config
 from flamingo_jax.data.streams import StreamConfig
 from flamingo_jax.models.flamingo import FlamingoConfig
+from flamingo_jax.models.memory import RematPolicy, of_new_layers
 from flamingo_jax.models.params import flamingo_graph, select
 
 Part = Literal["vision", "resampler", "cross_attention", "lm", "head"]
@@ -126,6 +127,10 @@ class _Counter:
     def _trains(self, pattern: str) -> bool:
         return any(re.search(pattern, path) for path in self.trained)
 
+    def _remat(self, part: Part) -> RematPolicy:
+        new = part in ("resampler", "cross_attention")
+        return of_new_layers(self.model.remat) if new else self.model.remat
+
     def linears(self) -> None:
         for path, shape in self.shapes.items():
             rows = self.model.decoder.tie_head and path.startswith("decoder/embedding/")
@@ -139,7 +144,7 @@ class _Counter:
                 part,
                 2.0 * self.tokens[tokens] * math.prod(shape),
                 gradients,
-                recomputed=self.model.remat == "full" and self._layer_recomputes(path),
+                recomputed=self._remat(part) == "full" and self._layer_recomputes(path),
             )
 
     def _input_flows(self, path: str) -> bool:
@@ -230,7 +235,7 @@ class _Counter:
         parallel: bool = False,
     ) -> None:
         """Scores and weighted sum. `size`: multiplications of either."""
-        remat = self.model.remat
+        remat = self._remat(part)
         # The weighted sum is needed again for what comes after it, or for the weight after it.
         weight_needs = self._trains(rf"^{prefix}.*out/kernel$")
         sum_again = weight_needs or (remat == "full" and not parallel)
