@@ -1,5 +1,6 @@
 """Checkpoints that are damaged, cannot be written, or belong to other weights."""
 
+import gc
 import resource
 import shutil
 from contextlib import closing, contextmanager
@@ -18,6 +19,15 @@ from flamingo_jax.training.sharding import MeshConfig, make_mesh, tree_shardings
 from flamingo_jax.training.step import TrainState, init_state
 
 PATH = "resampler/layers/query/kernel"
+# Orbax leaves what failed to the garbage collector, which complains.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture(autouse=True)
+def collect_garbage_here():
+    """And not in a later test, which does not expect it."""
+    yield
+    gc.collect()
 
 
 def make_state(step: int, mesh=None) -> TrainState:
@@ -79,8 +89,6 @@ def damaged(path: Path, how: str) -> None:
     path.write_bytes(content)
 
 
-# Orbax leaves its failed reads to the garbage collector.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("how", ["missing", "cut", "one bit"])
 def test_a_damaged_checkpoint_is_skipped_with_a_warning(two_checkpoints, tmp_path, how, capsys):
     """Whichever of its files it is: the state is either the newest, exactly, or the one before."""
