@@ -140,8 +140,3 @@ class Agreement:
             self.propose()
         vote, process = divmod(int(np.asarray(self._pending)), jax.process_count())
         return vote, process
-
-    def now(self) -> tuple[int, int]:
-        """As `propose` and `decision` together: waits for every process."""
-        self.propose()
-        return self.decision()
