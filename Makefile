@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 DEMO ?= runs/digits
 
-.PHONY: demo install test lint format clean browser
+.PHONY: demo install test lint format clean browser compile-only
 
 demo: install
 	$(BIN)/python -m flamingo_jax.train --config=configs/digits.py --workdir=$(DEMO)
@@ -12,7 +12,7 @@ demo: install
 
 install: .venv/installed
 
-test: .venv/installed-for-tests browser
+test: .venv/installed-for-tests browser compile-only
 	$(BIN)/python -m pytest -n 2 --dist loadscope
 
 lint: .venv/installed-for-tests
@@ -35,6 +35,14 @@ browser: .venv/installed-for-tests
 	else \
 	  $(BIN)/playwright install chromium; \
 	fi
+
+# Compilers for machines that are not there. On the path of everything, they would slow every start.
+compile-only: .venv/compile-only/installed
+
+.venv/compile-only/installed: pyproject.toml | .venv/bin/python
+	$(PIP) install --no-deps --upgrade --target .venv/compile-only libtpu==0.0.52 \
+	  jax-cuda12-plugin==0.10.2 jax-cuda12-pjrt==0.10.2 nvidia-cuda-nvcc-cu12==12.9.86
+	touch $@
 
 clean:
 	rm -rf .venv runs

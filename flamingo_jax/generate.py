@@ -59,6 +59,12 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     for name, kind in SETTINGS.items():
         flags.add_argument(f"--{name.replace('_', '-')}", type=kind)
+    flags.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="a string that ends the text"
+    )
+    flags.add_argument(
+        "--quantize", choices=("int8",), help="hold the frozen weights in eight bits"
+    )
     flags.add_argument("--seed", type=int, default=0, help="of sampling")
     flags.add_argument(
         "--json", action="store_true", help="texts with tokens and log-probabilities"
@@ -75,10 +81,10 @@ def main(argv: Sequence[str]) -> int:
     given = {name: getattr(args, name) for name in SETTINGS}
     settings: dict[str, Any] = {name: v for name, v in given.items() if v is not None}
     examples = [(Path(file), text) for file, text in args.example]
-    flamingo = flamingo_jax.load(args.model)
+    flamingo = flamingo_jax.load(args.model, quantize=args.quantize)
     # One prompt, read here: a prompt of videos alone would look like a batch.
     prompt = flamingo.read(args.parts, examples)
-    made = flamingo.generate([prompt], seed=args.seed, details=True, **settings)[0]
+    made = flamingo.generate([prompt], stop=args.stop, seed=args.seed, details=True, **settings)[0]
     for continuation in made if isinstance(made, list) else [made]:
         print(json.dumps(vars(continuation)) if args.json else continuation.text)
     return 0

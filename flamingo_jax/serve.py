@@ -21,6 +21,9 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     flags.add_argument("--model", type=Path, required=True, help="model directory")
+    flags.add_argument(
+        "--quantize", choices=("int8",), help="hold the frozen weights in eight bits"
+    )
     flags.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in")
     flags.add_argument("--port", type=int, default=7860, help="0: any that is free")
     for field in dataclasses.fields(ServerLimits):
@@ -56,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
         limits = ServerLimits(**{name: getattr(args, name) for name in names})
     except ValueError as error:
         raise UserError(str(error)) from None
-    model = flamingo_jax.load(args.model)
+    model = flamingo_jax.load(args.model, quantize=args.quantize)
 
     async def serve() -> None:
         # Gradio's locks belong to the loop that is running when its app is made.

@@ -1,10 +1,12 @@
 """A training run → the model directory of its latest checkpoint."""
 
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from flamingo_jax.config import Config
@@ -15,7 +17,8 @@ from flamingo_jax.errors import UserError
 from flamingo_jax.model_directory import Origin, open_directory, write_directory
 from flamingo_jax.models.params import Params, cast, flamingo_graph, init_params, select
 from flamingo_jax.schema import build
-from flamingo_jax.training.checkpoint import Checkpointer
+from flamingo_jax.training.checkpoint import Checkpointer, check_frozen
+from flamingo_jax.training.fingerprint import fingerprints
 
 
 def write_run(workdir: Path, out: Path) -> int:
@@ -25,7 +28,8 @@ def write_run(workdir: Path, out: Path) -> int:
     directory of `init_from`, or the random start that its seed gives.
 
     Raises:
-      UserError: `workdir` holds no run or no checkpoint; `out` exists.
+      UserError: `workdir` holds no run or no checkpoint, or a damaged one; `init_from` is no longer
+        what the run began with; `out` exists.
     """
     config_path = workdir / "config.json"
     if not config_path.is_file() or not (workdir / "checkpoints").is_dir():
@@ -33,14 +37,15 @@ def write_run(workdir: Path, out: Path) -> int:
     config = build(Config, json.loads(config_path.read_text()), str(config_path))
     shapes = flamingo_graph(config.model).shapes()
     trained = select(shapes, config.trainable)
-    checkpointer = Checkpointer(workdir, keep=config.keep_checkpoints)
-    step = checkpointer.latest_step
-    if step is None:
+    with closing(Checkpointer(workdir)) as checkpointer:
+        found = checkpointer.trained_params({path: shapes[path] for path in trained})
+    if found is None:
         raise UserError(f"{workdir} holds no checkpoint yet: train further first")
-    params = checkpointer.trained_params({path: shapes[path] for path in trained})
-    checkpointer.close()
+    params, facts = found
+    step = facts["step"]
 
     leaves = _frozen(config, [path for path in shapes if path not in trained])
+    check_frozen(facts, _fingerprints(leaves, config.frozen_dtype))
     leaves |= {path: _leaf(value) for path, value in params.items()}
     tokens = load_tokenizer(config.tokenizer, config.model.decoder.vocab_size)
     origin = (
@@ -69,6 +74,14 @@ def _frozen(config: Config, paths: list[str]) -> dict[str, Leaf]:
         return cast({path: params[path] for path in paths}, config.frozen_dtype)
 
     return {path: _leaf(x) for path, x in jax.jit(draw)(jax.random.key(config.seed)).items()}
+
+
+def _fingerprints(leaves: dict[str, Leaf], dtype: str) -> dict[str, str]:
+    """As training takes them of its frozen weights; one weight in memory at a time."""
+    found: dict[str, str] = {}
+    for path, leaf in leaves.items():
+        found |= fingerprints({path: jnp.asarray(leaf.read(jnp.dtype(dtype)))})
+    return found
 
 
 def _ids(tokens: TextTokens) -> dict[str, int]:

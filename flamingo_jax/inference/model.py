@@ -1,14 +1,13 @@
 """What a loaded model can be asked: to continue, to choose, to say how likely a document is."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import numpy as np
-from jax.sharding import NamedSharding
 
 from flamingo_jax.errors import UserError
 from flamingo_jax.inference.prompts import (
@@ -25,6 +24,7 @@ from flamingo_jax.models.flamingo import FlamingoConfig
 from flamingo_jax.models.generate import Generated, GenerationConfig, generate, stream
 from flamingo_jax.models.params import ModelGraph, Params
 from flamingo_jax.models.scoring import perplexity, score_continuations
+from flamingo_jax.models.stopping import StopStrings
 from flamingo_jax.schema import unknown_key
 
 
@@ -84,6 +84,7 @@ class Inference:
         query: Any,
         examples: Sequence[Example] = (),
         *,
+        stop: Sequence[str] = (),
         seed: int = 0,
         details: bool = False,
         **settings: Any,
@@ -93,6 +94,7 @@ class Inference:
         Args:
           query: a prompt, or a batch of them.
           examples: few-shot examples before every prompt, as in [(picture, "A cat."), …].
+          stop: strings that end a text; it is given without them. Not with beams.
           seed: of sampling; the k-th prompt of a batch has the seed + k.
           details: give `Continuation`s in place of texts.
           **settings: see `GenerationConfig`, as in max_new_tokens=20, num_beams=3, temperature=0.7.
@@ -105,20 +107,26 @@ class Inference:
         prompts, several = self._prompts(query, examples)
         config = self.generation_config(**settings)
         seeds = [seed + row for row in range(len(prompts))]
-        made = self.generate_batch(prompts, config, seeds)
+        made = self.generate_batch(prompts, config, seeds, stop)
         rows = made if details else [[c.text for c in row] for row in made]
         results = rows if config.num_return_sequences > 1 else [row[0] for row in rows]
         return results if several else results[0]
 
     def stream(
-        self, query: Any, examples: Sequence[Example] = (), *, seed: int = 0, **settings: Any
+        self,
+        query: Any,
+        examples: Sequence[Example] = (),
+        *,
+        stop: Sequence[str] = (),
+        seed: int = 0,
+        **settings: Any,
     ) -> Iterator[Any]:
         """As `generate`, but yields the text so far again after every token: a str that grows, or
         a list of them for a batch. Not with beams or several sequences."""
         prompts, several = self._prompts(query, examples)
         config = self.generation_config(**settings)
         seeds = [seed + row for row in range(len(prompts))]
-        for texts in self.stream_batch(prompts, config, seeds):
+        for texts in self.stream_batch(prompts, config, seeds, stop):
             yield texts if several else texts[0]
 
     def classify(
@@ -190,36 +198,41 @@ class Inference:
             raise UserError(str(error)) from None
 
     def generate_batch(
-        self, prompts: Sequence[ReadPrompt], config: GenerationConfig, seeds: Sequence[int]
+        self,
+        prompts: Sequence[ReadPrompt],
+        config: GenerationConfig,
+        seeds: Sequence[int],
+        stop: Sequence[str] = (),
     ) -> list[list[Continuation]]:
         """Continuations of prompts that are read, best first, in one call of the model."""
+        batch = collate(prompts)
         with self._asking():
-            made = generate(*self._inputs(batch := collate(prompts)), **_rows(batch, config, seeds))
-        return [self._continuations(made, row) for row in range(len(prompts))]
+            end = self._stop_strings(stop)
+            made = generate(*self._inputs(batch), **_rows(batch, config, seeds), stop=end)
+        return [self._continuations(made, row, end) for row in range(len(prompts))]
 
     def stream_batch(
-        self, prompts: Sequence[ReadPrompt], config: GenerationConfig, seeds: Sequence[int]
+        self,
+        prompts: Sequence[ReadPrompt],
+        config: GenerationConfig,
+        seeds: Sequence[int],
+        stop: Sequence[str] = (),
     ) -> Iterator[list[str]]:
         """The texts so far of prompts that are read, again after every token."""
         if config.num_return_sequences > 1:
             raise UserError(f"num_return_sequences is {config.num_return_sequences}: stream one")
         batch = collate(prompts)
         with self._asking():
-            parts = stream(*self._inputs(batch), **_rows(batch, config, seeds))
+            end = self._stop_strings(stop)
+            parts = stream(*self._inputs(batch), **_rows(batch, config, seeds), stop=end)
         latest = None
         while True:
             with self._asking():  # not across the yield: the mesh in force belongs to the caller
                 part = next(parts, None)
             # One behind, so that the last one is known as such.
             if latest is not None:
-                yield [
-                    decoded(
-                        self.processor.tokenizer,
-                        latest.sequences(row)[0],
-                        complete=part is None,
-                    )
-                    for row in range(len(prompts))
-                ]
+                texts = [self._text(latest.sequences(r)[0], end) for r in range(len(prompts))]
+                yield texts if part is None else [_settled(text, stop) for text in texts]
             if part is None:
                 return
             latest = part
@@ -247,10 +260,12 @@ class Inference:
             return whole[len(before) :]
         return self.processor.tokenizer(space + text, add_special_tokens=False).input_ids
 
-    def _continuations(self, made: Generated, row: int) -> list[Continuation]:
+    def _continuations(
+        self, made: Generated, row: int, stop: StopStrings | None
+    ) -> list[Continuation]:
         return [
             Continuation(
-                decoded(self.processor.tokenizer, tokens, complete=True),
+                self._text(tokens, stop),
                 tuple(tokens),
                 tuple(made.logprobs_BRN[row, index, : len(tokens)].tolist()),
                 float(made.scores_BR[row, index]),
@@ -258,23 +273,37 @@ class Inference:
             for index, tokens in enumerate(made.sequences(row))
         ]
 
+    def _stop_strings(self, strings: Sequence[str]) -> StopStrings | None:
+        """ValueError: one of them is empty, or they are no list."""
+        if not strings:
+            return None
+        if isinstance(strings, str):
+            raise ValueError(f"stop is {strings!r}: give a list of strings")
+        return StopStrings(tuple(strings), functools.partial(decoded, self.processor.tokenizer))
+
+    def _text(self, tokens: Sequence[int], stop: StopStrings | None) -> str:
+        return decoded(self.processor.tokenizer, tokens) if stop is None else stop.text(tokens)
+
     @contextmanager
     def _asking(self) -> Iterator[None]:
-        """On the mesh of the parameters; what the model refuses is the user's to mend."""
-        sharding = jax.tree.leaves(self.params)[0].sharding
-        mesh: Any = sharding.mesh if isinstance(sharding, NamedSharding) else None
+        """What the model refuses is the user's to mend."""
         try:
-            with jax.set_mesh(mesh) if mesh is not None else nullcontext():
-                yield
+            yield
         except ValueError as error:
             raise UserError(str(error)) from None
 
 
-def decoded(tokenizer: Any, tokens: Sequence[int], *, complete: bool) -> str:
-    """Text without the tokens that have a meaning of their own. While it grows, a character whose
-    bytes are not all there is held back."""
-    text = tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return text if complete else text.rstrip("\N{REPLACEMENT CHARACTER}")
+def decoded(tokenizer: Any, tokens: Sequence[int]) -> str:
+    """Text without the tokens that have a meaning of their own."""
+    return tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def _settled(text: str, stop: Sequence[str]) -> str:
+    """What stays of a text that grows: a character whose bytes are not all there is held back, and
+    what may be the beginning of a string that ends it."""
+    text = text.rstrip("\N{REPLACEMENT CHARACTER}")
+    begun = (n for s in stop for n in range(1, len(s)) if text.endswith(s[:n]))
+    return text[: len(text) - max(begun, default=0)]
 
 
 def _rows(batch: Batch, config: GenerationConfig, seeds: Sequence[int]) -> dict[str, Any]:

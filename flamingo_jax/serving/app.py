@@ -49,6 +49,7 @@ class Question(BaseModel):
     prompt: list[Part]
     examples: list[list[Part]] = []
     stream: bool = False
+    stop: list[str] = Field([], max_length=8)
     seed: int = Field(0, ge=0, lt=2**32)
     max_new_tokens: int | None = None
     min_new_tokens: int | None = None

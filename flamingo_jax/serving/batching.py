@@ -19,8 +19,10 @@ logger = logging.getLogger(__name__)
 class Ticket:
     """A waiting request. Its events reach the event loop on which it was made."""
 
-    def __init__(self, prompt: ReadPrompt, config: GenerationConfig, seed: int):
-        self.prompt, self.config, self.seed = prompt, config, seed
+    def __init__(
+        self, prompt: ReadPrompt, config: GenerationConfig, seed: int, stop: Sequence[str] = ()
+    ):
+        self.prompt, self.config, self.seed, self.stop = prompt, config, seed, tuple(stop)
         self.abandoned = False
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[str | Exception | None] = asyncio.Queue()
@@ -29,7 +31,7 @@ class Ticket:
     def kind(self) -> tuple[Any, ...]:
         """Requests of one kind can be answered by one call of the model."""
         media = self.prompt.media_TFHWC
-        return self.config, media.shape[1] if len(media) else None
+        return self.config, self.stop, media.shape[1] if len(media) else None
 
     def tell(self, event: str | Exception | None) -> None:
         """From any thread: the text so far, what went wrong, or None for the end."""
@@ -118,15 +120,13 @@ class Batcher:
                     return batch
 
     def _answer(self, tickets: Sequence[Ticket]) -> None:
-        prompts, config = [ticket.prompt for ticket in tickets], tickets[0].config
-        seeds = [ticket.seed for ticket in tickets]
+        config, stop = tickets[0].config, tickets[0].stop
+        question = [t.prompt for t in tickets], config, [t.seed for t in tickets], stop
         if config.num_beams > 1:  # beams may change until the end
-            for ticket, made in zip(
-                tickets, self.model.generate_batch(prompts, config, seeds), strict=True
-            ):
+            for ticket, made in zip(tickets, self.model.generate_batch(*question), strict=True):
                 ticket.tell(made[0].text)
             return
-        for texts in self.model.stream_batch(prompts, config, seeds):
+        for texts in self.model.stream_batch(*question):
             for ticket, text in zip(tickets, texts, strict=True):
                 ticket.tell(text)
             if all(ticket.abandoned for ticket in tickets):

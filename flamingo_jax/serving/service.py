@@ -29,6 +29,7 @@ class Service:
         prompt: Sequence[Part],
         examples: Sequence[Example] = (),
         *,
+        stop: Sequence[str] = (),
         seed: int = 0,
         **settings: Any,
     ) -> AsyncGenerator[str, None]:
@@ -43,7 +44,7 @@ class Service:
             read = await asyncio.to_thread(
                 self.model.read, list(prompt), examples, limits=self.limits.of_prompts
             )
-        ticket = Ticket(read, config, seed)
+        ticket = Ticket(read, config, seed, stop)
         self.batcher.submit(ticket)
         async with aclosing(ticket.texts(self.limits.max_wait_seconds)) as texts:
             async for text in texts:

@@ -54,10 +54,6 @@ class Checkpointer:
         self._manager = ocp.CheckpointManager(self._folder, options=options)
         self._saving: int | None = None  # the step whose save has not been found finished
 
-    @property
-    def latest_step(self) -> int | None:
-        return self._manager.latest_step()
-
     def save(self, step: int, state: TrainState, facts: Mapping[str, Any]) -> None:
         """Begin to save, after the previous save; does nothing where the step is saved already.
 
@@ -165,20 +161,37 @@ class Checkpointer:
         multihost_utils.sync_global_devices("damaged checkpoints set aside")
         self._manager.reload()
 
-    def trained_params(self, shapes: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """The trained parameters of the latest checkpoint, without the optimizer's state.
+    def trained_params(
+        self, shapes: Mapping[str, Any]
+    ) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+        """The trained parameters of the latest checkpoint, without the optimizer's state, and its
+        facts; None: there is no checkpoint.
 
         Args:
           shapes: of all that was trained, by path.
+
+        Raises:
+          UserError: the checkpoint is damaged.
         """
-        folder = self._manager.directory / str(self.latest_step) / "state"
+        step = self._manager.latest_step()
+        if step is None:
+            return None
+        folder = self._manager.directory / str(step)
         args = ocp.args.PyTreeRestore(
             {"params": dict(shapes)},
             restore_args={"params": dict.fromkeys(shapes, ocp.RestoreArgs(np.ndarray))},
             partial_restore=True,
         )
-        with ocp.PyTreeCheckpointer() as reader:
-            return reader.restore(folder, args=args)["params"]
+        try:
+            facts = json.loads((folder / "facts" / "metadata").read_text())
+            with ocp.PyTreeCheckpointer() as reader:
+                restored = {"params": reader.restore(folder / "state", args=args)["params"]}
+        except Exception as error:  # Orbax and its readers raise whatever they meet
+            raise UserError(f"checkpoint {folder} is damaged: {_brief(error)}") from None
+        saved = {path: facts["state"].get(path, "") for path in fingerprints(restored)}
+        if wrong := differing(saved, fingerprints(restored)):
+            raise UserError(f"checkpoint {folder} is damaged: {wrong[0]} is not what was saved")
+        return restored["params"], facts
 
     def close(self) -> None:
         """Wait for the last save. UserError: it failed."""

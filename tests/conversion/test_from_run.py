@@ -1,5 +1,7 @@
 """The model directory of a training run."""
 
+from contextlib import closing
+
 import jax
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from flamingo_jax.config import Config
 from flamingo_jax.errors import UserError
 from flamingo_jax.model_directory import open_directory
 from flamingo_jax.schema import build
-from flamingo_jax.training.checkpoint import Checkpointer, state_shapes
+from flamingo_jax.training.checkpoint import Checkpointer
 from flamingo_jax.training.setup import set_up
 from tests import tiny
 
@@ -18,10 +20,9 @@ from tests import tiny
 def test_it_holds_what_was_trained_and_what_stayed_frozen(flamingo, model_dir):
     """Against the way that evaluation takes."""
     run = set_up(build(Config, tiny.get_config().to_dict()), jax.devices()[:1])
-    checkpointer = Checkpointer(model_dir.parent / "run", keep=2)
-    _, frozen = run.make_state()
-    state, _ = checkpointer.restore(state_shapes(run.state_shapes, run.state_shardings))
-    checkpointer.close()
+    with closing(Checkpointer(model_dir.parent / "run")) as checkpointer:
+        state, _ = checkpointer.restore(run.state_like())
+    frozen = run.make_frozen()
     expected = {**state.params, **frozen}
     assert flamingo.params.keys() == expected.keys()
     for path, value in expected.items():

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 import flamingo_jax
 from flamingo_jax.data import digits
 from flamingo_jax.errors import UserError
-from flamingo_jax.inference.model import decoded
+from flamingo_jax.inference.model import _settled, decoded
 from flamingo_jax.models import generate as generation
 from flamingo_jax.models import scoring
 from flamingo_jax.training.sharding import MeshConfig, make_mesh
@@ -86,9 +86,34 @@ def test_a_growing_text_holds_back_half_a_character():
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bytes_only)
     tokens = tokenizer("naïve 🦩").input_ids
     assert len(tokens) == 11
-    grown = [decoded(tokenizer, tokens[:n], complete=False) for n in range(1, 12)]
+    grown = [_settled(decoded(tokenizer, tokens[:n]), ()) for n in range(1, 12)]
     assert grown == ["n", "na", "na", "naï", "naïv", "naïve", *["naïve "] * 4, "naïve 🦩"]
-    assert decoded(tokenizer, tokens[:3], complete=True) == "na\N{REPLACEMENT CHARACTER}"
+    assert decoded(tokenizer, tokens[:3]) == "na\N{REPLACEMENT CHARACTER}"
+
+
+def test_a_string_ends_a_text(flamingo):
+    settings = {"max_new_tokens": 8, "stop_tokens": ()}
+    whole = flamingo.generate(PROMPT, **settings)
+    stop = whole[len(whole) // 2 :][:3]  # in the midst of a word, or across two
+    expected = whole[: whole.find(stop)]
+    ended = flamingo.generate(PROMPT, stop=[stop], details=True, **settings)
+    assert ended.text == expected
+    assert len(ended.tokens) < 8 or not whole[whole.find(stop) + 3 :]
+    parts = list(flamingo.stream(PROMPT, stop=[stop], **settings))
+    assert parts[-1] == expected
+    for shorter, longer in itertools.pairwise(parts):
+        assert longer.startswith(shorter)
+    for wrong in ("Output", [""]):
+        with pytest.raises(UserError, match="stop"):
+            flamingo.generate(PROMPT, stop=wrong)
+    with pytest.raises(UserError, match="beams end at stop tokens only"):
+        flamingo.generate(PROMPT, stop=["x"], num_beams=2)
+
+
+def test_what_may_begin_a_stop_string_is_held_back():
+    assert _settled("A cat. Out", ["Output", "\n\n"]) == "A cat. "
+    assert _settled("A cat.\n", ["Output", "\n\n"]) == "A cat."
+    assert _settled("A cat.", ["Output"]) == "A cat."
 
 
 def test_classify_chooses_the_likeliest(flamingo):
