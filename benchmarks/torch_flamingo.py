@@ -2,7 +2,8 @@
 
 The language model and the search are transformers' own. Images, resampler and cross-attention
 follow OpenFlamingo: each beam encodes its own images, every token projects the images' keys and
-values again, and class names are scored one after another, token by token, over a cached prompt.
+values again, and class names are scored one after another: each with the whole prompt, or token by
+token over a cached prompt.
 """
 
 from collections.abc import Mapping, Sequence
@@ -108,7 +109,26 @@ class TorchFlamingo:
     def classify(
         self, images: torch.Tensor, tokens: torch.Tensor, names: Sequence[Sequence[int]]
     ) -> np.ndarray:
-        """Log-likelihood of each name after each prompt, (B, names)."""
+        """Log-likelihood of each name after each prompt, (B, names). As with
+        `--no_caching_for_classification`: images and prompt once more for every name."""
+        scores = []
+        for name in names:
+            self._encode(images)
+            tail = torch.tensor(name).expand(len(tokens), -1)
+            logits = self.lm(input_ids=torch.cat([tokens, tail], 1), use_cache=False).logits
+            logprobs = logits[:, -len(name) - 1 : -1].log_softmax(-1)
+            scores.append(logprobs.gather(2, tail[..., None]).sum((1, 2)))
+        return torch.stack(scores, 1).numpy()
+
+    @torch.inference_mode()
+    def classify_cached(
+        self, images: torch.Tensor, tokens: torch.Tensor, names: Sequence[Sequence[int]]
+    ) -> np.ndarray:
+        """As `classify`, but token by token over a cached prompt.
+
+        The cache is cut back after each name. The original does not do so with MPT, where each
+        name's tokens stay in the next one's context, nor does it mask what pads a prompt.
+        """
         self._encode(images)
         prompt = self.lm(input_ids=tokens, use_cache=True)
         cache, last = prompt.past_key_values, prompt.logits[:, -1]
