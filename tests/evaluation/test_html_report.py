@@ -116,7 +116,7 @@ def test_prompts_are_taken_apart():
     shown = "<image>Output:a dog<|endofchunk|>\n<image>Output:"
     expected = [("d.jpg", "Output:a dog"), ("q.jpg", "Output:")]
     assert steps_of({"prompt": shown, "images": ["d.jpg", "q.jpg"]}) == expected
-    assert steps_of({"prompt": shown, "images": ["superfluous", "d.jpg", "q.jpg"]}) == expected
+    assert steps_of({"prompt": shown, "images": ["d.jpg", "q.jpg", "superfluous"]}) == expected
     assert steps_of({"prompt": "no image", "images": []}) == [(None, "no image")]
 
 

@@ -50,8 +50,7 @@ def steps_of(record: Record) -> list[tuple[str | None, str]]:
     """The prompt as (image, text that follows it); None where text has no image."""
     before, *texts = str(record.get("prompt", "")).split(MARK)
     images: Sequence[str] = record.get("images", ())
-    # The original passes more images than the text has marks for; the last ones count.
-    images = images[len(images) - len(texts) :] if len(images) >= len(texts) else images
+    # Of more images than marks, which the original sometimes passes, a text sees the first ones.
     marked = [images[i] if i < len(images) else None for i in range(len(texts))]
     unmarked = [(None, text) for text in before.split(END) if text.strip()]
     return unmarked + [
