@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 DEMO ?= runs/digits
 
-.PHONY: demo install test lint format clean browser compile-only
+.PHONY: demo install test test-sizes lint format clean browser compile-only
 
 demo: install
 	$(BIN)/python -m flamingo_jax.train --config=configs/digits.py --workdir=$(DEMO)
@@ -12,8 +12,12 @@ demo: install
 
 install: .venv/installed
 
-test: .venv/installed-for-tests browser compile-only
+test: .venv/installed-for-tests browser
 	$(BIN)/python -m pytest -n 2 --dist loadscope
+
+# Minutes each: the planner's figures for models of their true sizes.
+test-sizes: .venv/installed-for-tests compile-only
+	$(BIN)/python -m pytest -m sizes tests/planning
 
 lint: .venv/installed-for-tests
 	$(BIN)/ruff format --check .

@@ -1,5 +1,6 @@
 """Eight fake CPU devices for every test; small models that many tests share."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -67,6 +68,16 @@ def random_params(config: FlamingoConfig, *, gate: float = 0.7) -> dict[str, np.
 
     shapes = flamingo_graph(config).shapes()
     return {p: jnp.asarray(draw(p, s.shape), jnp.float32) for p, s in shapes.items()}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _room_for_programs():
+    """A compiled program maps memory, and Linux ends a process with more than 65,530 mappings."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 10_000:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -131,13 +131,13 @@ def _latent_weights(
     visible_BL: Int[Array, "B L"],
 ) -> Float[Array, "B H L R"]:
     """The softmax inside `GatedCrossAttention`, over the latents of each token's picture."""
-    keys_BTRHK = block.keys_values(media_BTRD)[0]
+    keys_BHTRK = block.keys_values(media_BTRD)[0]
     queries = block.query(block.norm(x_BLD))
-    q_BLHK = rearrange(queries, "b l (h k) -> b l h k", k=keys_BTRHK.shape[-1])
-    index = jnp.clip(visible_BL, 0)[:, :, None, None, None]
-    k_BLRHK = jnp.take_along_axis(keys_BTRHK, index, axis=1)
-    logits = jnp.einsum("blhk,blrhk->bhlr", q_BLHK, k_BLRHK, preferred_element_type=jnp.float32)
-    weights_BHLR = jax.nn.softmax(logits / keys_BTRHK.shape[-1] ** 0.5, axis=-1)
+    q_BLHK = rearrange(queries, "b l (h k) -> b l h k", k=keys_BHTRK.shape[-1])
+    index = jnp.clip(visible_BL, 0)[:, None, :, None, None]
+    k_BHLRK = jnp.take_along_axis(keys_BHTRK, index, axis=2)
+    logits = jnp.einsum("blhk,bhlrk->bhlr", q_BLHK, k_BHLRK, preferred_element_type=jnp.float32)
+    weights_BHLR = jax.nn.softmax(logits / keys_BHTRK.shape[-1] ** 0.5, axis=-1)
     return jnp.where((visible_BL >= 0)[:, None, :, None], weights_BHLR, 0)
 
 

@@ -41,8 +41,11 @@ def gather(modules: TreeT, dtype: DTypeLike) -> TreeT:
         return modules
 
     def whole(param: nnx.Variable) -> nnx.Variable:
+        known = param.get_metadata().get("spec")
+        if not known:
+            return param
         # Inside of a scan over layers a parameter has lost its first axis.
-        spec = param.get_metadata().get("spec", ())[-param.ndim :] if param.ndim else ()
+        spec = known[-param.ndim :] if param.ndim else ()
         if not any(FSDP_AXIS in _axes(entry) for entry in spec):
             return param
         return param.replace(_gather(param[...], spec, dtype if param.ndim > 1 else param.dtype))

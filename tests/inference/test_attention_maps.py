@@ -43,13 +43,13 @@ def test_the_weights_are_those_of_the_model(flamingo):
     block = maps_of._layer(model.cross_attention, 0)
     weights = np.asarray(maps_of._latent_weights(block, x, media, visible))[0]
     keys_values = block.keys_values(media)
-    values = np.asarray(keys_values[1])[0]  # (T, R, H, K)
+    values = np.asarray(keys_values[1])[0]  # (H, T, R, K)
     expected = np.asarray(
         block._attend(x, keys_values, visible, (visible >= 0)[..., None])
     )[0]  # fmt: skip
     for place in range(1, tokens.shape[1]):
-        seen = values[int(visible[0, place])]
-        heads = np.einsum("hr,rhk->hk", weights[:, place], seen).reshape(-1)
+        seen = values[:, int(visible[0, place])]
+        heads = np.einsum("hr,hrk->hk", weights[:, place], seen).reshape(-1)
         np.testing.assert_allclose(block.out(heads), expected[place], atol=1e-5)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.sizes
 ROOT = Path(__file__).parents[2]
 COMPILERS = Path(os.environ.get("COMPILE_ONLY", Path(sys.prefix) / "compile-only"))
 
@@ -58,7 +59,6 @@ def test_searches_find_what_fits():
     assert found["speed"]["step_seconds"] > 0
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "topology", "devices", "remat", "limit"),
     [
