@@ -21,6 +21,8 @@ class DeviceMemory:
     """GiB of one device.
 
     Attributes:
+      arguments: of the arrays. `compiled_arguments` is the compiler's account of the same: on TPUs
+        small arrays are padded to tiles. None where the program was refused.
       temporaries: activations, gathered weights and gradients, by the compiler's account; None
         where the program does not fit the compiler's own limit.
       peak: arguments, temporaries, and outputs that do not take the place of an argument.
@@ -31,6 +33,7 @@ class DeviceMemory:
     optimizer_gib: float
     batch_gib: float
     arguments_gib: float
+    compiled_arguments_gib: float | None
     temporaries_gib: float | None
     peak_gib: float
     memory_gib: float | None
@@ -163,19 +166,21 @@ def _memory(arguments: tuple[Any, Any, Any], target: Target, analysis: Any) -> D
     temporaries = analysis.temp_size_in_bytes
     peak = device_bytes(arguments) + temporaries + max(outputs, 0)
     fits = peak <= target.chip.capacity if target.chip else None
-    return _device_memory(arguments, target, temporaries / GIB, peak / GIB, fits)
+    compiled = analysis.argument_size_in_bytes / GIB
+    return _device_memory(arguments, target, compiled, temporaries / GIB, peak / GIB, fits)
 
 
 def _too_large(arguments: tuple[Any, Any, Any], target: Target, message: str) -> DeviceMemory:
     """A compiler that knows its device's memory refused; it says how much it would have needed."""
     needed = re.search(r"[Uu]sed ([\d.]+)([MG])", message)
     gib = float(needed[1]) / (1024 if needed[2] == "M" else 1) if needed else math.inf
-    return _device_memory(arguments, target, None, gib, fits=False)
+    return _device_memory(arguments, target, None, None, gib, fits=False)
 
 
 def _device_memory(
     arguments: tuple[Any, Any, Any],
     target: Target,
+    compiled_arguments: float | None,
     temporaries: float | None,
     peak: float,
     fits: bool | None,
@@ -187,6 +192,7 @@ def _device_memory(
         optimizer_gib=device_bytes(state.opt_state) / GIB,
         batch_gib=device_bytes(batch) / GIB,
         arguments_gib=device_bytes(arguments) / GIB,
+        compiled_arguments_gib=compiled_arguments,
         temporaries_gib=temporaries,
         peak_gib=peak,
         memory_gib=target.chip.memory if target.chip else None,

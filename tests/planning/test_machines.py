@@ -46,6 +46,14 @@ def rows(devices: int) -> list[str]:
     ]
 
 
+def assert_exact(memory: dict, topology: str) -> None:
+    """Arguments are those that the compiler accounts for; a TPU pads small arrays to tiles."""
+    if topology.startswith("v"):
+        assert memory["arguments_gib"] <= memory["compiled_arguments_gib"]
+    else:
+        assert memory["arguments_gib"] == memory["compiled_arguments_gib"]
+
+
 WIDE = ["--config.mesh.data=1", "--config.mesh.fsdp=8", "--config.model.dtype=bfloat16"]
 
 
@@ -57,6 +65,16 @@ def test_searches_find_what_fits():
     assert memory["peak_gib"] >= memory["arguments_gib"] > 0
     assert memory["capacity_gib"] < memory["memory_gib"]
     assert found["speed"]["step_seconds"] > 0
+
+
+@pytest.mark.parametrize(
+    "topology",
+    ["a100-40gb:8", "a100-80gb:8", "h100:8", "v4:2x2x1", "v5e:2x4", "v5p:2x2x1", "v6e:2x4"],
+)
+def test_arguments_are_exact_on_every_machine(topology):
+    devices = 4 if topology.endswith("2x2x1") else 8
+    memory = plan("tests/wide.py", topology, *WIDE, f"--config.mesh.fsdp={devices}")["per_device"]
+    assert_exact(memory, topology)
 
 
 @pytest.mark.parametrize(
@@ -72,5 +90,6 @@ def test_released_models_fit(config, topology, devices, remat, limit):
     found = plan(config, topology, *rows(devices), f"--config.model.remat={remat}")
     assert found["per_device"]["peak_gib"] <= limit
     assert found["per_device"]["fits"]
+    assert_exact(found["per_device"], topology)
     kinds = {traffic["kind"] for traffic in found["collectives"]}
     assert "all-to-all" not in kinds
