@@ -69,7 +69,7 @@ def step_flops(config: Config) -> StepFlops:
     trained = select(shapes, config.trainable)
     counts: dict[Part, PartFlops] = {}
     for stream in config.streams.values():
-        counter = _Counter(config.model, shapes, trained, stream)
+        counter = StreamCounter(config.model, shapes, trained, stream)
         counter.linears()
         counter.attentions()
         for part, flops in counter.by_part.items():
@@ -92,7 +92,7 @@ LINEARS: tuple[tuple[str, Part, str | None], ...] = (
 
 
 @dataclass
-class _Counter:
+class StreamCounter:
     """Counts the matmuls of one stream's rows."""
 
     model: FlamingoConfig
@@ -127,27 +127,30 @@ class _Counter:
     def _trains(self, pattern: str) -> bool:
         return any(re.search(pattern, path) for path in self.trained)
 
-    def _remat(self, part: Part) -> RematPolicy:
+    def remat(self, part: Part) -> RematPolicy:
         new = part in ("resampler", "cross_attention")
         return of_new_layers(self.model.remat) if new else self.model.remat
 
-    def linears(self) -> None:
-        for path, shape in self.shapes.items():
+    def matrices(self) -> Iterator[tuple[str, Part, str]]:
+        """Weights of matmuls: path, part, and the tokens (a key of `tokens`) they multiply."""
+        for path in self.shapes:
             rows = self.model.decoder.tie_head and path.startswith("decoder/embedding/")
-            if not (path.endswith("/kernel") or rows):
-                continue
-            part, tokens = next((p, t) for pattern, p, t in LINEARS if re.search(pattern, path))
-            if tokens is None:
-                continue
-            gradients = self._input_flows(path) + (path in self.trained)
+            if path.endswith("/kernel") or rows:
+                part, tokens = next((p, t) for pattern, p, t in LINEARS if re.search(pattern, path))
+                if tokens is not None:
+                    yield path, part, tokens
+
+    def linears(self) -> None:
+        for path, part, tokens in self.matrices():
+            gradients = self.input_flows(path) + (path in self.trained)
             self._add(
                 part,
-                2.0 * self.tokens[tokens] * math.prod(shape),
+                2.0 * self.tokens[tokens] * math.prod(self.shapes[path]),
                 gradients,
-                recomputed=self._remat(part) == "full" and self._layer_recomputes(path),
+                recomputed=self.remat(part) == "full" and self._layer_recomputes(path),
             )
 
-    def _input_flows(self, path: str) -> bool:
+    def input_flows(self, path: str) -> bool:
         """Whether the matmul with this weight has a gradient of its input."""
         if path.startswith("vision/"):
             return self.flows_vision and "patch_embedding" not in path
@@ -176,7 +179,7 @@ class _Counter:
         parallel = layered[1] == "decoder" and self.model.decoder.parallel_residual
         if parallel and path.endswith("/out/kernel"):
             return False
-        return self._input_flows(path)
+        return self.input_flows(path)
 
     def attentions(self) -> None:
         vision, decoder = self.model.vision, self.model.decoder
@@ -235,7 +238,7 @@ class _Counter:
         parallel: bool = False,
     ) -> None:
         """Scores and weighted sum. `size`: multiplications of either."""
-        remat = self._remat(part)
+        remat = self.remat(part)
         # The weighted sum is needed again for what comes after it, or for the weight after it.
         weight_needs = self._trains(rf"^{prefix}.*out/kernel$")
         sum_again = weight_needs or (remat == "full" and not parallel)
