@@ -19,8 +19,8 @@ from flamingo_jax.errors import UserError
 from flamingo_jax.inference.model import Inference
 from flamingo_jax.models.cross_attention import GatedCrossAttention, visible_image
 from flamingo_jax.models.flamingo import Flamingo
-from flamingo_jax.models.params import ModelGraph, Params
 from flamingo_jax.models.layers import standardize
+from flamingo_jax.models.params import ModelGraph, Params
 from flamingo_jax.models.resampler import PerceiverResampler
 
 

@@ -70,7 +70,7 @@ def step_flops(config: Config) -> StepFlops:
     trained = select(shapes, config.trainable)
     counts: dict[Part, PartFlops] = {}
     for stream in config.streams.values():
-        counter = _Counter(config.model, shapes, trained, stream)
+        counter = StreamCounter(config.model, shapes, trained, stream)
         counter.linears()
         counter.attentions()
         for part, flops in counter.by_part.items():
@@ -93,7 +93,7 @@ LINEARS: tuple[tuple[str, Part, tuple[str, ...]], ...] = (
 
 
 @dataclass
-class _Counter:
+class StreamCounter:
     """Counts the matmuls of one stream's rows."""
 
     model: FlamingoConfig
@@ -128,28 +128,32 @@ class _Counter:
     def _trains(self, pattern: str) -> bool:
         return any(re.search(pattern, path) for path in self.trained)
 
-    def _remat(self, part: Part) -> RematPolicy:
+    def remat(self, part: Part) -> RematPolicy:
         new = part in ("resampler", "cross_attention")
         return of_new_layers(self.model.remat) if new else self.model.remat
 
-    def linears(self) -> None:
-        for path, shape in self.shapes.items():
+    def matrices(self) -> Iterator[tuple[str, Part, str]]:
+        """Weights of matmuls: path, part, and the tokens (a key of `tokens`) they multiply."""
+        for path in self.shapes:
             rows = self.model.decoder.tie_head and path.startswith("decoder/embedding/")
-            if not (path.endswith("/kernel") or rows):
-                continue
-            part, tokens = next((p, t) for pattern, p, t in LINEARS if re.search(pattern, path))
-            for kind in tokens:
-                # The media enter each layer of the resampler as they are, and the latents as the
-                # layer below left them.
-                flows = self.flows_patches if kind == "media" else self._input_flows(path)
-                self._add(
-                    part,
-                    2.0 * self.tokens[kind] * math.prod(shape),
-                    flows + (path in self.trained),
-                    recomputed=self._remat(part) == "full" and self._layer_recomputes(path),
-                )
+            if path.endswith("/kernel") or rows:
+                part, kinds = next((p, k) for pattern, p, k in LINEARS if re.search(pattern, path))
+                for kind in kinds:
+                    yield path, part, kind
 
-    def _input_flows(self, path: str) -> bool:
+    def linears(self) -> None:
+        for path, part, tokens in self.matrices():
+            # The media enter each layer of the resampler as they are, and the latents as the layer
+            # below left them.
+            flows = self.flows_patches if tokens == "media" else self.input_flows(path)
+            self._add(
+                part,
+                2.0 * self.tokens[tokens] * math.prod(self.shapes[path]),
+                flows + (path in self.trained),
+                recomputed=self.remat(part) == "full" and self._layer_recomputes(path),
+            )
+
+    def input_flows(self, path: str) -> bool:
         """Whether the matmul with this weight has a gradient of its input."""
         if path.startswith("vision/"):
             return self.flows_vision and "patch_embedding" not in path
@@ -178,7 +182,7 @@ class _Counter:
         parallel = layered[1] == "decoder" and self.model.decoder.parallel_residual
         if parallel and path.endswith("/out/kernel"):
             return False
-        return self._input_flows(path)
+        return self.input_flows(path)
 
     def attentions(self) -> None:
         vision, decoder = self.model.vision, self.model.decoder
@@ -239,7 +243,7 @@ class _Counter:
         parallel: bool = False,
     ) -> None:
         """Scores and weighted sum. `size`: multiplications of either."""
-        remat = self._remat(part)
+        remat = self.remat(part)
         # The weighted sum is needed again for what comes after it, or for the weight after it.
         weight_needs = self._trains(rf"^{prefix}.*out/kernel$")
         sum_again = weight_needs or (remat == "full" and not parallel)

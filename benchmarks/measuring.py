@@ -1,0 +1,74 @@
+"""Clocks, peak memory, and processes of their own for what is measured."""
+
+import multiprocessing
+import resource
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Run = Callable[[], Any]
+
+
+def seconds(run: Run, clock: Callable[[], float] = time.perf_counter) -> float:
+    start = clock()
+    run()
+    return clock() - start
+
+
+def by_turns(
+    ours: Run, peer: Run, turns: int, clock: Callable[[], float] = time.perf_counter
+) -> tuple[float, float, float]:
+    """Median seconds of both, called in turns, and the median of the turns' ours / peer."""
+    times = np.array([(seconds(ours, clock), seconds(peer, clock)) for _ in range(turns)])
+    mine, theirs = np.median(times, axis=0)
+    return float(mine), float(theirs), float(np.median(times[:, 0] / times[:, 1]))
+
+
+def in_own_process(function: Callable[..., Any], *args: Any) -> Any:
+    """What a module's function gives, from a new process: its memory is its own."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *args).result()
+
+
+def anonymous_bytes() -> int:
+    """Memory of this process that is not a file's pages (Linux)."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+class Peak:
+    """Highest anonymous memory while inside, sampled every few milliseconds.
+
+    Attributes:
+      start: bytes at entry.
+      highest: bytes, entry included.
+    """
+
+    def __enter__(self) -> "Peak":
+        self.start = self.highest = anonymous_bytes()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self._done.is_set():
+            self.highest = max(self.highest, anonymous_bytes())
+            time.sleep(0.005)
+
+    def __exit__(self, *error: object) -> None:
+        self.highest = max(self.highest, anonymous_bytes())
+        self._done.set()
+        self._thread.join()
+
+    @property
+    def grown(self) -> int:
+        """Bytes above those at entry."""
+        return self.highest - self.start
