@@ -77,9 +77,9 @@ class GatedCrossAttention(nnx.Module):
         self.key = linear(media_width, inner, bias=False, dtype=dtype, rngs=rngs)
         self.value = linear(media_width, inner, bias=False, dtype=dtype, rngs=rngs)
         self.out = linear(inner, width, bias=False, dtype=dtype, rngs=rngs)
-        self.attention_gate = nnx.Param(jnp.full((), config.gate_init))
+        self.attention_gate = nnx.Param(jnp.full((), config.gate_init, jnp.float32))
         self.feed_forward = FeedForward(width, config.feed_forward_multiple, dtype=dtype, rngs=rngs)
-        self.feed_forward_gate = nnx.Param(jnp.full((), config.gate_init))
+        self.feed_forward_gate = nnx.Param(jnp.full((), config.gate_init, jnp.float32))
         self.config = config
 
     def __call__(
