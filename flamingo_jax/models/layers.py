@@ -86,7 +86,16 @@ class AttentionContext:
 def linear(
     in_width: int, out_width: int, *, bias: bool, dtype: DTypeLike, rngs: nnx.Rngs
 ) -> nnx.Linear:
-    return nnx.Linear(in_width, out_width, use_bias=bias, dtype=dtype, rngs=rngs)
+    return Linear(in_width, out_width, use_bias=bias, dtype=dtype, rngs=rngs)
+
+
+class Linear(nnx.Linear):
+    """A linear layer of all leading axes as one, so that its gradients are plain matmuls: for
+    several contracted axes, XLA on a CPU writes transposed copies."""
+
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... E"]:
+        y_NE = super().__call__(x.reshape(-1, x.shape[-1]))
+        return y_NE.reshape(*x.shape[:-1], -1)
 
 
 def layer_norm(

@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 FSDP_AXIS = "fsdp"
-RematPolicy = Literal["none", "dots", "full"]
+RematPolicy = Literal["none", "elementwise", "dots", "full"]
 TreeT = TypeVar("TreeT")
 
 
@@ -58,9 +58,10 @@ def per_layer(
 ) -> Callable[..., Any]:
     """What the body of a scan over layers calls: `apply(module, x)` with gathered weights.
 
-    `policy`: what is saved for the gradient besides the layer's input. "none" saves everything but
-    gathered weights, "dots" the outputs of matmuls, "full" nothing: it is computed again. Of a
-    Flamingo, "dots" is for the layers of its two pretrained models; see `of_new_layers`.
+    `policy`: what is saved for the gradient besides the layer's input; the rest is computed again.
+    "none" saves everything but gathered weights, "elementwise" the outputs of all matmuls, "dots"
+    those of matmuls with weights, and "full" nothing. Of a Flamingo, "dots" is for the layers of
+    its two pretrained models; see `of_new_layers`.
     """
 
     def layer(module, x):
@@ -69,6 +70,7 @@ def per_layer(
     if policy == "none":
         return jax.checkpoint(layer, policy=_but_gathered_weights) if _is_split() else layer
     saved = {
+        "elementwise": jax.checkpoint_policies.dots_saveable,
         "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
         "full": jax.checkpoint_policies.nothing_saveable,
     }

@@ -1,0 +1,145 @@
+"""The original's training step, in PyTorch: the peer of `benchmarks.train_step`.
+
+OpenFlamingo's `train_one_epoch` without its loader: a forward and a backward pass for each stream,
+the gradient of the whole embedding table masked to its new rows, clipping, AdamW. On a GPU under
+bfloat16 autocast, as its `--precision amp_bf16`.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from benchmarks.torch_flamingo import TorchFlamingo
+from flamingo_jax.conversion import torch_original as original
+from flamingo_jax.models.flamingo import FlamingoConfig
+
+Rows = Mapping[str, torch.Tensor]
+
+
+class TorchTraining:
+    """A frozen vision encoder and language model; resampler and cross-attention train.
+
+    Args:
+      device: where all of it lies.
+    """
+
+    def __init__(self, config: FlamingoConfig, params: Mapping[str, Any], device: str):
+        self.model = TorchFlamingo(config, params)
+        self.autocast = torch.autocast(device, torch.bfloat16, enabled=device != "cpu")
+        self.first_new_row = config.decoder.vocab_size
+        lm, weights = self.model.lm, self.model.weights
+        lm.requires_grad_(False)
+        self.table = lm.transformer.wte.weight.requires_grad_()
+        self.blocks = [t for name, t in weights.tensors.items() if "gated_cross_attn" in name]
+        self.resampler = [t for name, t in weights.tensors.items() if name.startswith("perceiver.")]
+        for tensor in [*self.blocks, *self.resampler]:
+            tensor.requires_grad_()
+        self.trained = [*self.blocks, *self.resampler, self.table]
+        self.optimizer = torch.optim.AdamW(
+            [
+                {"params": self.blocks, "weight_decay": 0.1},
+                {"params": [*self.resampler, self.table], "weight_decay": 0.0},
+            ],
+            lr=1e-4,
+        )
+
+    def patches(self, rows: Rows) -> torch.Tensor:
+        vision = self.model.config.vision
+        with torch.no_grad(), self.autocast:
+            return original.openclip_patches(
+                self.model.weights.below("vision_encoder"),
+                rows["images"].flatten(0, 1),
+                vision.num_heads,
+                vision.activation == "quick_gelu",
+            )
+
+    def latents(self, patches: torch.Tensor, rows: Rows) -> torch.Tensor:
+        heads = self.model.config.resampler.num_heads
+        with self.autocast:
+            latents = original.resample(self.model.weights.below("perceiver"), patches, heads)
+        return latents.unflatten(0, (-1, rows["images"].shape[1]))
+
+    def text(self, latents: torch.Tensor, rows: Rows) -> torch.Tensor:
+        """The decoder's output, before its head."""
+        self.model.media = latents
+        self.model._see(None, (), {"input_ids": rows["tokens"]})
+        with self.autocast:
+            return self.model.lm.transformer(
+                input_ids=rows["tokens"], attention_mask=torch.ones_like(rows["tokens"])
+            ).last_hidden_state
+
+    def loss(self, text: torch.Tensor, rows: Rows) -> torch.Tensor:
+        with self.autocast:
+            logits = self.model.lm.lm_head(text)
+        labels = rows["tokens"].masked_fill(rows["weights"] == 0, -100)
+        return functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+
+    def step(self, batch: Mapping[str, Rows], scale: Mapping[str, float]) -> dict[str, float]:
+        """One update; gives the loss of each stream."""
+        losses = {}
+        for name, rows in batch.items():
+            loss = self.loss(self.text(self.latents(self.patches(rows), rows), rows), rows)
+            (scale[name] * loss).backward()
+            losses[name] = loss.detach()
+        self.update()
+        return {name: float(loss) for name, loss in losses.items()}
+
+    def update(self) -> None:
+        assert self.table.grad is not None
+        self.table.grad[: self.first_new_row] = 0
+        torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def parts(self, batch: Mapping[str, Rows]) -> dict[str, Callable[[], None]]:
+        """The step's parts, each alone: forward, and backward where there is a gradient."""
+        streams = list(batch.values())
+        patches = [self.patches(rows) for rows in streams]
+        with torch.no_grad():
+            latents = [self.latents(p, rows) for p, rows in zip(patches, streams, strict=True)]
+            texts = [self.text(x, rows) for x, rows in zip(latents, streams, strict=True)]
+        for x in [*latents, *texts]:
+            x.requires_grad_()
+
+        def run_resampler() -> None:
+            for p, rows in zip(patches, streams, strict=True):
+                self.latents(p, rows).sum().backward()
+            self.optimizer.zero_grad(set_to_none=True)
+
+        def run_layers() -> None:
+            for x, rows in zip(latents, streams, strict=True):
+                self.text(x, rows).sum().backward()
+                x.grad = None
+            self.optimizer.zero_grad(set_to_none=True)
+
+        def run_head() -> None:
+            for x, rows in zip(texts, streams, strict=True):
+                self.loss(x, rows).backward()
+                x.grad = None
+            self.optimizer.zero_grad(set_to_none=True)
+
+        def run_update() -> None:
+            for tensor in self.trained:
+                tensor.grad = torch.full_like(tensor, 1e-3)
+            self.update()
+
+        return {
+            "vision": lambda: [self.patches(rows) for rows in streams] and None,
+            "resampler": run_resampler,
+            "layers": run_layers,
+            "head_and_loss": run_head,
+            "update": run_update,
+        }
+
+
+def to_torch(rows: Mapping[str, np.ndarray], device: str) -> dict[str, torch.Tensor]:
+    """A stream's rows as the original's tensors: images (B, T, 3, H, W), int64 ids."""
+    tensors = {
+        "images": torch.from_numpy(np.moveaxis(rows["images"][:, :, 0], -1, 2).copy()),
+        "tokens": torch.from_numpy(rows["tokens"]).long(),
+        "weights": torch.from_numpy(rows["weights"]),
+    }
+    return {name: tensor.to(device) for name, tensor in tensors.items()}

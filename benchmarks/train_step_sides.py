@@ -1,0 +1,215 @@
+"""Both sides of `benchmarks.train_step`: each builds its model, makes steps, and times its parts."""
+
+import dataclasses
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.models import model_config
+from flamingo_jax.config import Config
+from flamingo_jax.data.streams import StreamConfig
+from flamingo_jax.models.memory import RematPolicy
+
+PARTS = ("vision", "resampler", "layers", "head_and_loss", "update")
+Call = Callable[[], Any]
+
+
+def run_config(size: str, layers: int, rows: int, remat: RematPolicy) -> Config:
+    """A run whose step is measured: 8 pairs of 32 tokens and an image, and 4 documents of 256
+    tokens and 6 images; `rows` times as many."""
+    model = dataclasses.replace(model_config(size, layers), remat=remat)
+    return Config(
+        model=model,
+        tokenizer="",
+        frozen_dtype=model.dtype,
+        streams={
+            "pairs": StreamConfig(
+                source="pairs", batch_size=8 * rows, text_length=32, num_images=1, weight=0.2
+            ),
+            "interleaved": StreamConfig(
+                source="mmc4", batch_size=4 * rows, text_length=256, num_images=6
+            ),
+        },
+        num_steps=1000,
+    )
+
+
+def make_batch(config: Config) -> dict[str, dict[str, Any]]:
+    """Random rows; images (B, T, 1, H, W, 3) normalised floats, spread evenly over the text."""
+    rng = np.random.default_rng(0)
+    model, size, batch = config.model, config.model.vision.image_size, {}
+    for name, stream in config.streams.items():
+        rows, length, images = stream.batch_size, stream.text_length, stream.num_images
+        tokens = rng.integers(0, model.decoder.vocab_size, (rows, length)).astype(np.int32)
+        tokens[:, : images * (length // images) : length // images] = model.image_token
+        batch[name] = {
+            "images": rng.normal(size=(rows, images, 1, size, size, 3)).astype(np.float32),
+            "tokens": tokens,
+            "segments": np.ones_like(tokens),
+            "weights": (tokens != model.image_token).astype(np.float32),
+        }
+    return batch
+
+
+class Ours:
+    """This project's training step, on one device."""
+
+    def __init__(self, config: Config):
+        import jax
+
+        from flamingo_jax.training.program import build_program
+        from flamingo_jax.training.sharding import to_device
+
+        self.program = build_program(config, jax.devices()[:1])
+        shardings = self.program.state_shardings, self.program.frozen_shardings
+        make = jax.jit(self.program.random_state, out_shardings=shardings)
+        self.state, self.frozen = make(jax.random.key(config.seed))
+        self.batch = to_device(make_batch(config), self.program.mesh)
+
+    def step(self) -> dict[str, float]:
+        import jax
+
+        with jax.set_mesh(self.program.mesh):
+            step = self.program.train_step
+            self.state, metrics = step(self.state, self.frozen, self.batch)
+        return {name: float(metrics[f"loss/{name}"]) for name in self.batch}
+
+    def compiled_programs(self) -> int:
+        return self.program.train_step._cache_size()
+
+    def parts(self) -> dict[str, Call]:
+        """The step's parts, each alone: forward, and backward where there is a gradient."""
+        import jax
+        import jax.numpy as jnp
+
+        from flamingo_jax.training.step import see
+
+        batch, params = self.batch, self.state.params
+        graph, frozen, optimizer = self.program.graph, self.frozen, self.program.optimizer
+
+        def total(arrays):
+            return sum(jnp.sum(x, dtype=jnp.float32) for x in arrays)
+
+        def vision(frozen, params, batch):
+            model = graph.merge(params, frozen)
+            return [see(model, stream)["patches"] for stream in batch.values()]
+
+        def latents(params, frozen, patches):
+            model = graph.merge(params, frozen)
+            return [model.latents(p) for p in patches]
+
+        def layers(params, latents, frozen, batch):
+            model = graph.merge(params, frozen)
+            streams = zip(latents, batch.values(), strict=True)
+            return model.together([(x, s["tokens"], s["segments"]) for x, s in streams])
+
+        def losses(params, texts, frozen, batch):
+            model = graph.merge(params, frozen)
+            streams = zip(texts, batch.values(), strict=True)
+            return [model.weighted_nll(x, s["tokens"], s["weights"]) for x, s in streams]
+
+        def gradient(of, *argnums):
+            return jax.jit(jax.grad(lambda *args: total(of(*args)), argnums))
+
+        seen = jax.jit(vision)(frozen, params, batch)
+        media = jax.jit(latents)(params, frozen, seen)
+        texts = jax.jit(layers)(params, media, frozen, batch)
+        update = jax.jit(optimizer.update)
+        of_new = jax.tree.map(lambda x: jnp.full_like(x, 1e-3), params)
+        run_vision, run_latents = jax.jit(vision), gradient(latents, 0)
+        run_layers, run_losses = gradient(layers, 0, 1), gradient(losses, 0, 1)
+        calls = {
+            "vision": lambda: run_vision(frozen, params, batch),
+            "resampler": lambda: run_latents(params, frozen, seen),
+            "layers": lambda: run_layers(params, media, frozen, batch),
+            "head_and_loss": lambda: run_losses(params, texts, frozen, batch),
+            "update": lambda: update(of_new, self.state.opt_state, params),
+        }
+        return {name: lambda f=f: jax.block_until_ready(f()) and None for name, f in calls.items()}
+
+
+class Original:
+    """The original's, in PyTorch."""
+
+    def __init__(self, config: Config, device: str):
+        import jax
+        import torch
+
+        from benchmarks.torch_training import TorchTraining, to_torch
+        from flamingo_jax.models.params import init_params
+
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
+        key = jax.random.key(config.seed)
+        params = jax.device_get(jax.jit(lambda: init_params(config.model, key))())
+        self.training = TorchTraining(config.model, params, device)
+        self.weights = {name: stream.weight for name, stream in config.streams.items()}
+        self.batch = {n: to_torch(rows, device) for n, rows in make_batch(config).items()}
+        self.synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
+
+    def step(self) -> dict[str, float]:
+        return self.training.step(self.batch, self.weights)
+
+    def compiled_programs(self) -> int:
+        return 0
+
+    def parts(self) -> dict[str, Call]:
+        def synchronous(run: Call) -> Call:
+            return lambda: (run(), self.synchronize()) and None
+
+        return {name: synchronous(f) for name, f in self.training.parts(self.batch).items()}
+
+
+def memory(device: str, field: str) -> int:
+    """Bytes of this process: VmRSS or VmHWM of the host, or the accelerator's peak."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated()
+    if device != "cpu":
+        import jax
+
+        return jax.devices()[0].memory_stats()["peak_bytes_in_use"]
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"/proc/self/status has no {field}")
+
+
+def serve(side: str, config: Config, device: str) -> None:
+    """Builds one side; then each line of standard input names what is to be run and timed.
+
+    What libraries print goes to standard error, so that every line of standard output is an answer.
+
+    Args:
+      device: "cpu", or that of JAX or PyTorch.
+    """
+    answers, sys.stdout = sys.stdout, sys.stderr
+    import jax
+
+    from flamingo_jax.training import program  # noqa: F401
+
+    if side == "original":
+        import benchmarks.torch_training  # noqa: F401
+    jax.devices()
+    imported = memory("cpu", "VmRSS") if device == "cpu" else 0
+    made = Ours(config) if side == "ours" else Original(config, device)
+    parts: dict[str, Call] = {}
+    for line in sys.stdin:
+        name = line.strip()
+        if name != "step" and not parts:
+            parts = made.parts()
+        start = time.perf_counter()
+        losses = made.step() if name == "step" else parts[name]()
+        answer = {
+            "seconds": time.perf_counter() - start,
+            "losses": losses,
+            "peak_bytes": memory(device, "VmHWM") - imported,
+            "programs": made.compiled_programs(),
+        }
+        print(json.dumps(answer), file=answers, flush=True)
