@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import jax
@@ -11,6 +11,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from flamingo_jax.models.attention import CausalRows
 from flamingo_jax.models.layers import (
     AttentionContext,
     Block,
@@ -190,8 +191,12 @@ class Decoder(nnx.Module):
 
     def context(self, segments_BL: Int[Array, "B L"]) -> AttentionContext:
         """Mask, ALiBi bias and rotary angles, shared by all layers."""
-        positions_BL = segment_positions(segments_BL)
-        return self.context_at(positions_BL, positions_BL, causal_mask(segments_BL))
+        config, positions_BL = self.config, segment_positions(segments_BL)
+        context = self.context_at(positions_BL, positions_BL, causal_mask(segments_BL))
+        slopes_H = None
+        if config.position == "alibi":
+            slopes_H = alibi_slopes(config.num_heads, config.alibi_max)
+        return replace(context, causal=CausalRows(segments_BL, positions_BL, slopes_H))
 
     def context_at(
         self,

@@ -5,7 +5,6 @@ B batch, L text length, S key length, D width, H query heads, G key/value heads,
 T images per row, F frames per image, N patch tokens per frame, R latents per image, V vocabulary.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeVar
@@ -17,8 +16,8 @@ from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-BATCH_AXES = ("data", "fsdp")  # mesh axes over which rows of a batch are split
-TENSOR_AXIS = "tensor"  # the mesh axis over which heads and hidden units are split
+from flamingo_jax.models.attention import AttentionChoice, CausalRows, attend
+from flamingo_jax.models.mesh import row_axes
 
 ACTIVATIONS = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
@@ -51,6 +50,8 @@ class BlockConfig:
     mlp_bias: bool = True
     qk_norm: bool = False  # norms of queries and keys over the full width, before the head split
     parallel_residual: bool = False  # x + attention(norm1(x)) + mlp(norm2(x)), as in GPT-NeoX
+    # "auto": the best kernel of the device, see models/attention.py; "xla": plain attention.
+    attention: AttentionChoice = "auto"
 
     def __post_init__(self) -> None:
         if not self.head_dim and self.width % self.num_heads:
@@ -81,6 +82,7 @@ class AttentionContext:
     mask_BxLS: Bool[Array, "B 1 L S"] | None = None
     bias_BHLS: Float[Array, "B H L S"] | None = None
     rotary: Rotary | None = None  # cosine and sine per position
+    causal: CausalRows | None = None  # what mask and bias were made of, if nothing else
 
 
 def linear(
@@ -138,13 +140,20 @@ class Attention(nnx.Module):
 
         self.query_norm, self.key_norm = head_norm(q_width), head_norm(kv_width)
         self.head_width = config.head_width
+        self.kernel = config.attention
 
     def __call__(
         self, x_BLD: Float[Array, "B L D"], context: AttentionContext
     ) -> Float[Array, "B L D"]:
         q_BLHK, k_BLGK, v_BLGK = self.heads(x_BLD, context.rotary)
-        y_BLHK = jax.nn.dot_product_attention(
-            q_BLHK, k_BLGK, v_BLGK, bias=context.bias_BHLS, mask=context.mask_BxLS
+        y_BLHK = attend(
+            q_BLHK,
+            k_BLGK,
+            v_BLGK,
+            mask_BxLS=context.mask_BxLS,
+            bias_BHLS=context.bias_BHLS,
+            causal=context.causal,
+            wanted=self.kernel,
         )
         return self.merge(y_BLHK)
 
@@ -231,8 +240,5 @@ def pin_batch(x: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
 
     Stated at every layer boundary: without it XLA reshards activations between layers.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    axes = tuple(a for a in BATCH_AXES if a in mesh.axis_names)
-    if not axes or x.shape[0] % math.prod(mesh.shape[a] for a in axes):
-        return x
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(axes))
+    axes = row_axes(len(x))
+    return x if axes is None else jax.lax.with_sharding_constraint(x, PartitionSpec(axes))

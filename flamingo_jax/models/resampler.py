@@ -9,6 +9,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from flamingo_jax.models.attention import AttentionChoice, attend
 from flamingo_jax.models.layers import FeedForward, layer_norm, linear, pin_batch, stack
 from flamingo_jax.models.memory import RematPolicy, gather, of_new_layers, per_layer
 
@@ -24,6 +25,7 @@ class ResamplerConfig:
     feed_forward_multiple: int = 4
     max_frames: int = 0  # > 0: a learned embedding per frame of a video
     max_media: int = 0  # > 0: a learned embedding per image position in the row
+    attention: AttentionChoice = "auto"  # as in `BlockConfig`
 
 
 class ResamplerLayer(nnx.Module):
@@ -39,6 +41,7 @@ class ResamplerLayer(nnx.Module):
         self.out = linear(inner, width, bias=False, dtype=dtype, rngs=rngs)
         self.feed_forward = FeedForward(width, config.feed_forward_multiple, dtype=dtype, rngs=rngs)
         self.head_dim = config.head_dim
+        self.kernel = config.attention
 
     def __call__(
         self, latents_BRD: Float[Array, "B R D"], media_BND: Float[Array, "B N D"]
@@ -49,7 +52,7 @@ class ResamplerLayer(nnx.Module):
             rearrange(y, "b s (h k) -> b s h k", k=self.head_dim)
             for y in (self.query(queries_BRD), self.key(keys_BSD), self.value(keys_BSD))
         )
-        attended = jax.nn.dot_product_attention(q, k, v)
+        attended = attend(q, k, v, wanted=self.kernel)
         latents_BRD = latents_BRD + self.out(rearrange(attended, "b r h k -> b r (h k)"))
         return latents_BRD + self.feed_forward(latents_BRD)
 
