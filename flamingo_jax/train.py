@@ -23,6 +23,7 @@ from flamingo_jax.training import distributed
 from flamingo_jax.training.checkpoint import Checkpointer, check_frozen, claim_workdir
 from flamingo_jax.training.feed import Feed
 from flamingo_jax.training.fingerprint import fingerprints
+from flamingo_jax.training.kernels import attention_kernels
 from flamingo_jax.training.metrics import MetricWriter
 from flamingo_jax.training.profile import Profile
 from flamingo_jax.training.setup import Run, set_up
@@ -54,6 +55,7 @@ def train(config: Config, workdir: Path, devices: list[jax.Device] | None = None
         f"{trained_count:,} trained and {frozen_count:,} frozen parameters "
         f"on {run.mesh.size} {run.mesh.devices.flat[0].platform} device(s)"
     )
+    _say(attention_kernels(config, run.mesh))
 
     own = workdir if distributed.is_first() else None  # what one process writes for all
     writer = MetricWriter(own, start=start, num_steps=config.num_steps)
