@@ -157,17 +157,25 @@ def scan_outputs(jaxpr):
                     yield from scan_outputs(inner)
 
 
+def saved_per_layer(mesh, remat, **config):
+    gradient, params, tokens = decoder_case(**config)
+    with jax.set_mesh(mesh):
+        jaxpr = jax.make_jaxpr(gradient, static_argnums=2)(params, tokens, remat)
+    return [aval.shape for aval in scan_outputs(jaxpr.jaxpr)]
+
+
 @pytest.mark.parametrize("remat", ["none", "dots"])
 @pytest.mark.parametrize("position", ["alibi", "rotary"])
 @pytest.mark.parametrize("platform", ["on_tpu", "on_gpu"])
 def test_layers_save_nothing_quadratic(request, mesh, platform, position, remat):
     request.getfixturevalue(platform)
-    gradient, params, tokens = decoder_case(position=position)
-    with jax.set_mesh(mesh):
-        jaxpr = jax.make_jaxpr(gradient, static_argnums=2)(params, tokens, remat)
-    outputs = list(scan_outputs(jaxpr.jaxpr))
-    assert any(aval.shape[:3] == (3, 4, 128) for aval in outputs)  # what is saved, layer by layer
-    assert not [aval.shape for aval in outputs if aval.shape.count(128) > 1]
+    shapes = saved_per_layer(mesh, remat, position=position)
+    assert (3, 4, 128, 64) in shapes
+    assert not [shape for shape in shapes if shape.count(128) > 1]
+
+
+def test_layers_with_plain_attention_save_weights_of_all_pairs(mesh):
+    assert any(shape.count(128) > 1 for shape in saved_per_layer(mesh, "none"))
 
 
 def test_cudnn_is_called_forward_and_backward(on_gpu, mesh):
@@ -232,3 +240,10 @@ def test_a_planned_mesh_decides(monkeypatch):
     described = SimpleNamespace(abstract_device=SimpleNamespace(platform="tpu"))
     monkeypatch.setattr(jax.sharding, "get_abstract_mesh", lambda: described)
     assert attention.device_in_force() == Device("tpu")
+
+
+def test_an_old_gpu_has_no_kernel(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "local_devices", lambda: [SimpleNamespace(compute_capability="7.5")])
+    lacks = attention._gpu_lacks.__wrapped__()
+    assert str(choose(TEXT, Device("gpu", lacks))).startswith("XLA (compute capability 7.5;")
