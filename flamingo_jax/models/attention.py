@@ -81,7 +81,7 @@ def choose(call: Call, device: Device, wanted: AttentionChoice = "auto") -> Kern
 
 
 def _cudnn_refuses(call: Call) -> str:
-    if call.dtype not in ("bfloat16", "float16"):
+    if call.dtype != "bfloat16":
         return f"{call.dtype}; cuDNN takes bfloat16"
     if call.head_width % 8 or call.head_width > 128:
         return f"heads {call.head_width} wide; cuDNN takes multiples of 8 up to 128"
@@ -91,7 +91,7 @@ def _cudnn_refuses(call: Call) -> str:
 
 
 def _splash_refuses(call: Call) -> str:
-    if call.dtype not in ("bfloat16", "float16"):
+    if call.dtype != "bfloat16":
         return f"{call.dtype}; splash takes bfloat16"
     if not call.causal:
         return "not causal; splash is for causal rows"
@@ -114,15 +114,15 @@ def _platform() -> str:
 
 @lru_cache
 def _gpu_lacks() -> str:
-    if jax.default_backend() == "gpu":
-        capability = getattr(jax.local_devices()[0], "compute_capability", "0")
-        if float(capability) < 8:
-            return f"compute capability {capability}; cuDNN's attention needs 8.0"
     x = jax.ShapeDtypeStruct((1, 8, 1, 8), jnp.bfloat16)
     try:
         jax.eval_shape(lambda x: jax.nn.dot_product_attention(x, x, x, implementation="cudnn"), x)
-    except RuntimeError:  # where a step is only planned, cuDNN need not be
+    except RuntimeError:  # on AMD's GPUs, and where a step is only planned
         return "cuDNN is not installed"
+    if jax.default_backend() == "gpu":
+        capability = jax.local_devices()[0].compute_capability
+        if float(capability) < 8:
+            return f"compute capability {capability}; cuDNN's attention needs 8.0"
     return ""
 
 
@@ -171,9 +171,8 @@ def _cudnn(q_BLHK, k_BSGK, v_BSGK, mask_BxLS, bias_BHLS, *, is_causal: bool):
     dtype = q_BLHK.dtype
     bias = jnp.zeros((), dtype) if bias_BHLS is None else bias_BHLS.astype(dtype)
     if mask_BxLS is not None:
-        # Far below any score. The type's lowest would overflow where two are subtracted.
-        lowest = -1e12 if dtype == jnp.bfloat16 else -3e4
-        bias = jnp.where(mask_BxLS, bias, jnp.asarray(lowest, dtype))
+        # Far below any score. The type's lowest would overflow where two are added.
+        bias = jnp.where(mask_BxLS, bias, jnp.asarray(-1e12, dtype))
     heads = head_axis(k_BSGK.shape[2]) if bias.shape[1] > 1 else None
     spec = PartitionSpec(row_axes(len(q_BLHK)), heads)
     return _on_each_device(local, (q_BLHK, k_BSGK, v_BSGK), (bias, spec))

@@ -242,7 +242,7 @@ def test_a_planned_mesh_decides(monkeypatch):
     assert attention.device_in_force() == Device("tpu")
 
 
-def test_an_old_gpu_has_no_kernel(monkeypatch):
+def test_an_old_gpu_has_no_kernel(on_gpu, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax, "local_devices", lambda: [SimpleNamespace(compute_capability="7.5")])
     lacks = attention._gpu_lacks.__wrapped__()
