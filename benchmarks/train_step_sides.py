@@ -98,11 +98,11 @@ class Ours:
 
         def vision(frozen, params, batch):
             model = graph.merge(params, frozen)
-            return [see(model, stream)["patches"] for stream in batch.values()]
+            return [stream["patches"] for stream in see(model, batch).values()]
 
         def latents(params, frozen, patches):
             model = graph.merge(params, frozen)
-            return [model.latents(p) for p in patches]
+            return model.latents(patches)
 
         def layers(params, latents, frozen, batch):
             model = graph.merge(params, frozen)

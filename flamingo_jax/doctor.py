@@ -23,6 +23,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from flamingo_jax import cli
 from flamingo_jax.training.distributed import is_first, joined
+from flamingo_jax.training.kernels import compare_attention
 
 EXPECT_DEVICES = flags.DEFINE_integer("expect-devices", None, "devices of all hosts together")
 SHARED = flags.DEFINE_string("shared", None, "a directory that all hosts share; tried out if given")
@@ -72,6 +73,13 @@ def check_all_reduce(megabytes: int, minimum: float) -> Result:
     speed = 2 * (len(devices) - 1) / len(devices) * size * 4 / seconds / 1e9
     found = f"right, {speed:.2f} GB/s per device with {megabytes} MB"
     return speed >= minimum, found if speed >= minimum else f"{found}, expected {minimum}"
+
+
+def check_attention() -> Result:
+    """The attention kernel of these devices is about as near to float32 as plain attention is."""
+    kernel, distance, plain = compare_attention()
+    found = f"{kernel} is {distance:.2%} from float32, plain attention {plain:.2%}"
+    return distance <= 2 * plain, found
 
 
 def check_shared_directory(directory: Path) -> Result:
@@ -176,6 +184,7 @@ def main(argv: Sequence[str]) -> int:
         checks: dict[str, Callable[[], Result]] = {
             "devices": lambda: check_devices(EXPECT_DEVICES.value),
             "all-reduce": lambda: check_all_reduce(MEGABYTES.value, MIN_BANDWIDTH.value),
+            "attention": check_attention,
             "clocks": lambda: check_clocks(MAX_SKEW.value),
             "versions": check_versions,
         }

@@ -24,6 +24,7 @@ from flamingo_jax.training import distributed
 from flamingo_jax.training.checkpoint import Checkpointer, check_frozen, claim_workdir
 from flamingo_jax.training.feed import Feed
 from flamingo_jax.training.fingerprint import fingerprints
+from flamingo_jax.training.kernels import attention_kernels
 from flamingo_jax.training.profile import Profile
 from flamingo_jax.training.progress import Progress
 from flamingo_jax.training.setup import Run, set_up
@@ -65,6 +66,7 @@ def train(
         f"{trained_count:,} trained and {frozen_count:,} frozen parameters "
         f"on {run.mesh.size} {run.mesh.devices.flat[0].platform} device(s)"
     )
+    _say(attention_kernels(config, run.mesh))
 
     start_up.done("weights")
 

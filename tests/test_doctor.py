@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from flamingo_jax import doctor
+from flamingo_jax.models.attention import Kernel
 
 ROOT = Path(__file__).parents[1]
 
@@ -25,6 +26,17 @@ def test_the_sum_over_devices_is_checked_and_timed():
     passed, found = doctor.check_all_reduce(1, minimum=1e6)
     assert not passed
     assert found.endswith("expected 1000000.0")
+
+
+def test_an_attention_kernel_that_is_off_is_found(monkeypatch):
+    passed, found = doctor.check_attention()
+    assert passed
+    assert found.startswith("XLA is 0.5")
+    monkeypatch.setattr(doctor, "compare_attention", lambda: (Kernel("cudnn"), 0.05, 0.01))
+    assert doctor.check_attention() == (
+        False,
+        "cuDNN is 5.00% from float32, plain attention 1.00%",
+    )
 
 
 def test_a_directory_that_cannot_be_written_fails(tmp_path):

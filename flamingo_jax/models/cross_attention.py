@@ -1,5 +1,6 @@
 """Gated cross-attention (GATED XATTN-DENSE), and which text sees which image."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
@@ -16,7 +17,8 @@ from flamingo_jax.models.image_blocks import (
     num_slots,
     to_slots,
 )
-from flamingo_jax.models.layers import FeedForward, layer_norm, linear
+from flamingo_jax.models.layers import FeedForward, Texts, layer_norm, linear
+from flamingo_jax.models.mesh import join_rows, split_rows
 
 # Head by head, as attention reads them: decoding would turn them anew for every token.
 MediaKeysValues = tuple[Float[Array, "B H T R K"], Float[Array, "B H T R K"]]
@@ -93,50 +95,76 @@ class GatedCrossAttention(nnx.Module):
 
     def keys_values(self, media_BTRD: Float[Array, "B T R M"]) -> MediaKeysValues:
         """What the text attends to; it depends on the images alone, so decoding keeps it."""
-        num_images, num_heads = media_BTRD.shape[1], self.config.num_heads
-        media_BSD = rearrange(media_BTRD, "b t r d -> b (t r) d")
+        return self.keys_values_of([media_BTRD])[0]
 
-        def by_head(y_BSD: Array) -> Array:
-            return rearrange(y_BSD, "b (t r) (h k) -> b h t r k", t=num_images, h=num_heads)
+    def keys_values_of(self, media: Sequence[Float[Array, "_ _ R M"]]) -> list[MediaKeysValues]:
+        """Of the images of several texts."""
+        rows = [x_BTRD.reshape(-1, x_BTRD.shape[-1]) for x_BTRD in media]
+        joined = join_rows(rows)
+        keys, values = (
+            split_rows(linear(joined), list(map(len, rows))) for linear in (self.key, self.value)
+        )
 
-        if not num_images:
-            empty = jnp.zeros(
-                (len(media_BSD), num_heads, 0, media_BTRD.shape[2], self.config.head_dim),
-                media_BSD.dtype,
-            )
-            return empty, empty
-        return by_head(self.key(media_BSD)), by_head(self.value(media_BSD))
+        def by_head(y_ND: Array, media_BTRD: Array) -> Float[Array, "B H T R K"]:
+            shape = dict(zip("btr", media_BTRD.shape[:3], strict=True))
+            heads = {"h": self.config.num_heads, "k": self.config.head_dim}
+            return rearrange(y_ND, "(b t r) (h k) -> b h t r k", **shape, **heads)
+
+        return [(by_head(k, x), by_head(v, x)) for k, v, x in zip(keys, values, media, strict=True)]
 
     def attend_to(
         self, x_BLD: Float[Array, "B L D"], media: MediaKeysValues, visible_BL: Int[Array, "B L"]
     ) -> Float[Array, "B L D"]:
-        num_images = media[0].shape[2]
-        limit = jnp.inf if self.config.uniform_beyond_images else num_images
-        sees_BLx = ((visible_BL >= 0) & (visible_BL < limit))[..., None]
-        y_BLD = x_BLD
-        if num_images:
-            attended_BLD = self._attend(x_BLD, media, visible_BL, sees_BLx)
-            y_BLD = x_BLD + jnp.where(sees_BLx, self._gate(self.attention_gate) * attended_BLD, 0)
-        dense_BLD = self._gate(self.feed_forward_gate) * self.feed_forward(y_BLD)
+        texts = Texts.of([x_BLD])
+        return texts.split(self.together(texts.join([x_BLD]), texts, [media], [visible_BL]))[0]
+
+    def together(
+        self,
+        x_ND: Float[Array, "N D"],
+        texts: Texts,
+        media: Sequence[MediaKeysValues],
+        visible: Sequence[Int[Array, "_ _"]],
+    ) -> Float[Array, "N D"]:
+        """The block for several texts, the tokens of all of them in one array."""
+        sees = [self._sees(kv, seen_BL) for kv, seen_BL in zip(media, visible, strict=True)]
+        sees_Nx = texts.join(sees)[:, None]
+        q_ND = self.query(self.norm(x_ND))
+        attended_ND = texts.join(
+            [
+                self._attend(q_BLD, *one)
+                for q_BLD, *one in zip(texts.split(q_ND), media, visible, sees, strict=True)
+            ]
+        )
+        gated_ND = self._gate(self.attention_gate) * self.out(attended_ND)
+        y_ND = x_ND + jnp.where(sees_Nx, gated_ND, 0)
+        dense_ND = self._gate(self.feed_forward_gate) * self.feed_forward(y_ND)
         if not self.config.feed_forward_everywhere:
-            dense_BLD = jnp.where(sees_BLx, dense_BLD, 0)
-        return y_BLD + dense_BLD
+            dense_ND = jnp.where(sees_Nx, dense_ND, 0)
+        return y_ND + dense_ND
+
+    def _sees(self, media: MediaKeysValues, visible_BL: Int[Array, "B L"]) -> Bool[Array, "B L"]:
+        """Whether a text position sees an image at all."""
+        num_images = media[0].shape[2]
+        if self.config.uniform_beyond_images and num_images:
+            return visible_BL >= 0
+        return (visible_BL >= 0) & (visible_BL < num_images)
 
     def _attend(
         self,
-        x_BLD: Float[Array, "B L D"],
+        q_BLD: Float[Array, "B L D"],
         media: MediaKeysValues,
         visible_BL: Int[Array, "B L"],
-        sees_BLx: Bool[Array, "B L 1"],
+        sees_BL: Bool[Array, "B L"],
     ) -> Float[Array, "B L D"]:
         """Of text that sees nothing, anything finite: it is masked out afterwards."""
-        q_BLD = self.query(self.norm(x_BLD))
-        slots = num_slots(visible_BL.shape[1], media[0].shape[2])
+        num_images = media[0].shape[2]
+        if not num_images:
+            return jnp.zeros_like(q_BLD)
+        slots = num_slots(visible_BL.shape[1], num_images)
         if slots is None or self.config.uniform_beyond_images:
-            return self.out(self._attend_to_all(q_BLD, media, visible_BL, sees_BLx))
-        blocks = image_blocks(visible_BL, media[0].shape[2], slots)
-        attended_BSD = self._attend_by_block(to_slots(q_BLD, blocks), media, blocks)
-        return self.out(from_slots(attended_BSD, blocks))
+            return self._attend_to_all(q_BLD, media, visible_BL, sees_BL[..., None])
+        blocks = image_blocks(visible_BL, num_images, slots)
+        return from_slots(self._attend_by_block(to_slots(q_BLD, blocks), media, blocks), blocks)
 
     def _attend_by_block(
         self, q_BSD: Float[Array, "B S D"], media: MediaKeysValues, blocks: ImageBlocks

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import jax
@@ -11,11 +11,13 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from flamingo_jax.models.attention import CausalRows
 from flamingo_jax.models.layers import (
     AttentionContext,
     Block,
     BlockConfig,
     ModuleT,
+    Texts,
     block_norm,
     linear,
     pin_batch,
@@ -195,8 +197,12 @@ class Decoder(nnx.Module):
 
     def context(self, segments_BL: Int[Array, "B L"]) -> AttentionContext:
         """Mask, ALiBi bias and rotary angles, shared by all layers."""
-        positions_BL = segment_positions(segments_BL)
-        return self.context_at(positions_BL, positions_BL, causal_mask(segments_BL))
+        config, positions_BL = self.config, segment_positions(segments_BL)
+        context = self.context_at(positions_BL, positions_BL, causal_mask(segments_BL))
+        slopes_H = None
+        if config.position == "alibi":
+            slopes_H = alibi_slopes(config.num_heads, config.alibi_max)
+        return replace(context, causal=CausalRows(segments_BL, positions_BL, slopes_H))
 
     def context_at(
         self,
@@ -238,46 +244,47 @@ class Decoder(nnx.Module):
 
     def run_layers(
         self,
-        texts: Sequence[Float[Array, "B L D"]],
+        xs: Sequence[Float[Array, "_ _ D"]],
         contexts: Sequence[AttentionContext],
         *,
-        between: tuple[ModuleT, Sequence[Callable[[ModuleT, Array], Array]]] | None = None,
+        between: tuple[ModuleT, Callable[[ModuleT, Array, Texts], Array]] | None = None,
         remat: RematPolicy = "none",
-    ) -> list[Float[Array, "B L D"]]:
-        """All layers, for texts of any shapes: each layer's weights are gathered once for all of
-        them, and have one gradient.
+    ) -> list[Float[Array, "_ _ D"]]:
+        """All layers, for several texts of any shapes (B, L) at once: a weight is gathered and read
+        once for all of them, and has one gradient.
 
-        `between`: a stack with one module per group, and how to apply it to each text; it stands
-        before the last layer of its group (where Flamingo's cross-attention stands).
+        `between`: a stack with one module per group, and how to apply it to the texts' tokens; it
+        stands before the last layer of its group (where Flamingo's cross-attention stands).
         """
+        texts = Texts.of(xs)
 
-        def together(applies, policy):
-            return per_layer(
-                lambda module, xs: [a(module, x) for a, x in zip(applies, xs, strict=True)],
-                self.dtype,
-                policy,
-            )
+        def run_block(block: Block, x_ND: Array) -> Array:
+            return block.together(x_ND, texts, contexts)
 
-        run = together([lambda block, x, c=context: block(x, c) for context in contexts], remat)
+        def run_between(module: ModuleT, x_ND: Array) -> Array:
+            assert between is not None
+            return between[1](module, x_ND, texts)
 
-        def layer(block, xs):
-            return run(block, [pin_batch(x) for x in xs])
+        layer = per_layer(run_block, self.dtype, remat)
+        extra_layer = per_layer(run_between, self.dtype, of_new_layers(remat))
 
-        def group(xs, stacks):
-            blocks, extra = stacks
-            for block in blocks[:-1]:
-                xs = layer(block, xs)
-            if between is not None:
-                xs = together(between[1], of_new_layers(remat))(extra, [pin_batch(x) for x in xs])
-            return layer(blocks[-1], xs), None
+        def group(x_ND, stacks):
+            (*before, last), extra = stacks
+            for block in before:
+                x_ND = layer(block, pin_batch(x_ND))
+            if extra is not None:
+                x_ND = extra_layer(extra, pin_batch(x_ND))
+            return layer(last, pin_batch(x_ND)), None
 
-        xs = list(texts)
+        x_ND = texts.join(xs)
         if self.layers:
             extra = between[0] if between is not None else None
-            xs, _ = jax.lax.scan(group, xs, (list(self.layers), extra))
+            x_ND, _ = jax.lax.scan(group, x_ND, (list(self.layers), extra))
         if self.tail is not None:
-            xs, _ = jax.lax.scan(lambda xs, block: (layer(block, xs), None), xs, self.tail)
-        return xs
+            x_ND, _ = jax.lax.scan(
+                lambda x_ND, block: (layer(block, pin_batch(x_ND)), None), x_ND, self.tail
+            )
+        return texts.split(x_ND)
 
     def logits(self, x_BLD: Float[Array, "B L D"]) -> Float[Array, "B L V"]:
         x_BLD = self.norm(pin_batch(x_BLD))

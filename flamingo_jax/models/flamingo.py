@@ -1,7 +1,8 @@
 """Flamingo: a vision encoder and a language model, joined by resampler and cross-attention."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import jax
@@ -17,8 +18,9 @@ from flamingo_jax.models.cross_attention import (
     visible_image,
 )
 from flamingo_jax.models.decoder import Decoder, DecoderConfig
-from flamingo_jax.models.layers import pin_batch, stack
+from flamingo_jax.models.layers import Texts, pin_batch, stack
 from flamingo_jax.models.memory import RematPolicy
+from flamingo_jax.models.mesh import join_rows, split_rows
 from flamingo_jax.models.resampler import PerceiverResampler, ResamplerConfig
 from flamingo_jax.models.vision import VisionConfig, VisionTransformer
 
@@ -83,45 +85,64 @@ class Flamingo(nnx.Module):
         )
         self.config = config
 
-    def patches(self, images: Images) -> Patches:
-        """What the vision encoder sees in each frame: all that a frozen one is needed for."""
-        batch, num_images, frames = images.shape[:3]
-        if not num_images:
-            vision = self.config.vision
-            return jnp.zeros((batch, 0, frames, vision.num_patches, vision.width), self.dtype)
-        flat = rearrange(images, "b t f h w c -> (b t f) h w c")
-        patches_BND = self.vision(flat, remat=self.config.remat)
-        shape = {"b": batch, "t": num_images}
-        return pin_batch(rearrange(patches_BND, "(b t f) n d -> b t f n d", **shape))
+    def patches(self, images: Sequence[Images]) -> list[Patches]:
+        """What the vision encoder sees in the frames of several batches: all that a frozen one is
+        needed for."""
+        frames = [rearrange(x, "b t f h w c -> (b t f) h w c") for x in images]
+        seen = self._of_rows(partial(self.vision, remat=self.config.remat), frames)
+        return [
+            pin_batch(y.reshape(*x.shape[:3], *y.shape[1:]))
+            for x, y in zip(images, seen, strict=True)
+        ]
 
-    def latents(self, patches_BTFND: Patches) -> Float[Array, "B T R D"]:
-        """What the text sees of each image or video."""
-        if not patches_BTFND.shape[1]:
-            num_latents, width = self.config.resampler.num_latents, self.config.vision.width
-            return jnp.zeros((len(patches_BTFND), 0, num_latents, width), self.dtype)
-        return pin_batch(self.resampler(patches_BTFND, remat=self.config.remat))
+    def latents(self, patches: Sequence[Patches]) -> list[Float[Array, "_ _ R D"]]:
+        """What the texts see of each image or video of several batches."""
+        media = [self.resampler.flat_media(x_BTFND) for x_BTFND in patches]
+        made = self._of_rows(partial(self.resampler.of_media, remat=self.config.remat), media)
+        return [
+            pin_batch(y.reshape(*x.shape[:2], *y.shape[1:]))
+            for x, y in zip(patches, made, strict=True)
+        ]
+
+    def _of_rows(self, apply: Callable[[Array], Array], parts: Sequence[Array]) -> list[Array]:
+        """`apply` to the rows of all arrays of one shape at once; no rows need no work."""
+        made: list[Array] = list(parts)
+        by_shape: dict[tuple[int, ...], list[int]] = {}
+        for i, part in enumerate(parts):
+            by_shape.setdefault(part.shape[1:], []).append(i)
+        for same in by_shape.values():
+            counts = [len(parts[i]) for i in same]
+            joined = join_rows([parts[i] for i in same])
+            if len(joined):
+                rows = split_rows(apply(joined), counts)
+            else:
+                shape = jax.eval_shape(apply, jnp.zeros((1, *joined.shape[1:]), joined.dtype))
+                rows = [jnp.zeros((0, *shape.shape[1:]), shape.dtype)] * len(same)
+            for i, own in zip(same, rows, strict=True):
+                made[i] = own
+        return made
 
     def encode_images(self, images: Images) -> Float[Array, "B T R D"]:
         """Latents of each image: uint8 RGB or normalised floats, F frames each (1 for a still)."""
-        return self.latents(self.patches(images))
+        return self.latents(self.patches([images]))[0]
 
     def together(
         self,
-        batches: Sequence[tuple[Float[Array, "B T R M"], Int[Array, "B L"], Int[Array, "B L"]]],
-    ) -> list[Float[Array, "B L D"]]:
-        """Decoder outputs of several batches of (latents, tokens, segments), of any shapes.
+        batches: Sequence[tuple[Float[Array, "_ _ R M"], Int[Array, "_ _"], Int[Array, "_ _"]]],
+    ) -> list[Float[Array, "_ _ D"]]:
+        """Decoder outputs of several batches of (latents, tokens, segments), of any shapes: what
+        one call per batch gives, with weights gathered and read once for all."""
+        media, tokens, segments = zip(*batches, strict=True)
+        image = self.config.image_token
+        visible = [visible_image(t, image, s) for t, s in zip(tokens, segments, strict=True)]
 
-        What one call per batch gives, but the language model's weights are gathered once for all,
-        and have one gradient, not one per batch to be added up.
-        """
-        attends = []
-        for media_BTRD, tokens_BL, segments_BL in batches:
-            visible_BL = visible_image(tokens_BL, self.config.image_token, segments_BL)
-            attends.append(lambda block, x, m=media_BTRD, v=visible_BL: block(x, m, v))
+        def look(block: GatedCrossAttention, x_ND: Array, texts: Texts) -> Array:
+            return block.together(x_ND, texts, block.keys_values_of(media), visible)
+
         return self.decoder.run_layers(
-            [self.decoder.embed(tokens_BL, segments_BL) for _, tokens_BL, segments_BL in batches],
-            [self.decoder.context(segments_BL) for _, _, segments_BL in batches],
-            between=(self.cross_attention, attends),
+            [self.decoder.embed(t, s) for t, s in zip(tokens, segments, strict=True)],
+            [self.decoder.context(s) for s in segments],
+            between=(self.cross_attention, look),
             remat=self.config.remat,
         )
 

@@ -5,8 +5,7 @@ B batch, L text length, S key length, D width, H query heads, G key/value heads,
 T images per row, F frames per image, N patch tokens per frame, R latents per image, V vocabulary.
 """
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -17,8 +16,8 @@ from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-BATCH_AXES = ("data", "fsdp")  # mesh axes over which rows of a batch are split
-TENSOR_AXIS = "tensor"  # the mesh axis over which heads and hidden units are split
+from flamingo_jax.models.attention import AttentionChoice, CausalRows, attend
+from flamingo_jax.models.mesh import join_rows, row_axes, split_rows
 
 ACTIVATIONS = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
@@ -51,6 +50,8 @@ class BlockConfig:
     mlp_bias: bool = True
     qk_norm: bool = False  # norms of queries and keys over the full width, before the head split
     parallel_residual: bool = False  # x + attention(norm1(x)) + mlp(norm2(x)), as in GPT-NeoX
+    # "auto": the best kernel of the device, see models/attention.py; "xla": plain attention.
+    attention: AttentionChoice = "auto"
 
     def __post_init__(self) -> None:
         if not self.head_dim and self.width % self.num_heads:
@@ -81,6 +82,28 @@ class AttentionContext:
     mask_BxLS: Bool[Array, "B 1 L S"] | None = None
     bias_BHLS: Float[Array, "B H L S"] | None = None
     rotary: Rotary | None = None  # cosine and sine per position
+    causal: CausalRows | None = None  # what mask and bias were made of, if nothing else
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Shapes (B, L) of several texts whose tokens stand in one array (N, D), for all that looks at
+    each token alone; see `join_rows`."""
+
+    shapes: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def of(cls, xs: Sequence[Float[Array, "_ _ ..."]]) -> "Texts":
+        return cls(tuple((x.shape[0], x.shape[1]) for x in xs))
+
+    def join(self, xs: Sequence[Float[Array, "_ _ ..."]]) -> Float[Array, "N ..."]:
+        return join_rows([x.reshape(-1, *x.shape[2:]) for x in xs])
+
+    def split(self, x_ND: Float[Array, "N ..."]) -> list[Float[Array, "_ _ ..."]]:
+        parts = split_rows(x_ND, [batch * length for batch, length in self.shapes])
+        return [
+            x.reshape(*shape, *x.shape[1:]) for x, shape in zip(parts, self.shapes, strict=True)
+        ]
 
 
 def linear(
@@ -157,24 +180,47 @@ class Attention(nnx.Module):
 
         self.query_norm, self.key_norm = head_norm(q_width), head_norm(kv_width)
         self.head_width = config.head_width
+        self.kernel = config.attention
 
-    def __call__(
-        self, x_BLD: Float[Array, "B L D"], context: AttentionContext
+    def together(
+        self, x_ND: Float[Array, "N D"], texts: Texts, contexts: Sequence[AttentionContext]
+    ) -> Float[Array, "N D"]:
+        """Every text attends to itself."""
+        heads = zip(*map(texts.split, self._project(x_ND)), contexts, strict=True)
+        return self.out(texts.join([self._attend(*one) for one in heads]))
+
+    def _attend(
+        self,
+        q_BLD: Float[Array, "B L D"],
+        k_BLE: Float[Array, "B L E"],
+        v_BLE: Float[Array, "B L E"],
+        context: AttentionContext,
     ) -> Float[Array, "B L D"]:
-        q_BLHK, k_BLGK, v_BLGK = self.heads(x_BLD, context.rotary)
-        y_BLHK = jax.nn.dot_product_attention(
-            q_BLHK, k_BLGK, v_BLGK, bias=context.bias_BHLS, mask=context.mask_BxLS
+        y_BLHK = attend(
+            *self._by_head((q_BLD, k_BLE, v_BLE), context.rotary),
+            mask_BxLS=context.mask_BxLS,
+            bias_BHLS=context.bias_BHLS,
+            causal=context.causal,
+            wanted=self.kernel,
         )
-        return self.merge(y_BLHK)
+        return y_BLHK.reshape(q_BLD.shape)
 
     def heads(
         self, x_BLD: Float[Array, "B L D"], rotary: Rotary | None
     ) -> tuple[Float[Array, "B L H K"], Float[Array, "B L G K"], Float[Array, "B L G K"]]:
         """Queries, keys and values, as they are attended to and as they are cached."""
-        q, k, v = self.query(x_BLD), self.key(x_BLD), self.value(x_BLD)
+        return self._by_head(self._project(x_BLD), rotary)
+
+    def _project(self, x: Float[Array, "... D"]) -> tuple[Array, Array, Array]:
+        q, k, v = self.query(x), self.key(x), self.value(x)
         if self.query_norm is not None and self.key_norm is not None:
             q, k = self.query_norm(q), self.key_norm(k)
-        q_BLHK, k_BLGK, v_BLGK = (y.reshape(*y.shape[:2], -1, self.head_width) for y in (q, k, v))
+        return q, k, v
+
+    def _by_head(
+        self, projected: tuple[Array, Array, Array], rotary: Rotary | None
+    ) -> tuple[Float[Array, "B L H K"], Float[Array, "B L G K"], Float[Array, "B L G K"]]:
+        q_BLHK, k_BLGK, v_BLGK = (y.reshape(*y.shape[:2], -1, self.head_width) for y in projected)
         if rotary is not None:
             q_BLHK, k_BLGK = rotate(q_BLHK, rotary), rotate(k_BLGK, rotary)
         return q_BLHK, k_BLGK, v_BLGK
@@ -217,15 +263,20 @@ class Block(nnx.Module):
     def __call__(
         self, x_BLD: Float[Array, "B L D"], context: AttentionContext
     ) -> Float[Array, "B L D"]:
-        return self.join(x_BLD, self.attention(self.attention_norm(x_BLD), context))
+        texts = Texts.of([x_BLD])
+        return texts.split(self.together(texts.join([x_BLD]), texts, [context]))[0]
 
-    def join(
-        self, x_BLD: Float[Array, "B L D"], attention_BLD: Float[Array, "B L D"]
-    ) -> Float[Array, "B L D"]:
+    def together(
+        self, x_ND: Float[Array, "N D"], texts: Texts, contexts: Sequence[AttentionContext]
+    ) -> Float[Array, "N D"]:
+        """The layer for several texts, the tokens of all of them in one array."""
+        attention_ND = self.attention.together(self.attention_norm(x_ND), texts, contexts)
+        return self.join(x_ND, attention_ND)
+
+    def join(self, x: Float[Array, "... D"], attention: Array) -> Float[Array, "... D"]:
         """The layer's output, from its input and what its attention made of it."""
-        attended_BLD = x_BLD + attention_BLD
-        mlp_in_BLD = x_BLD if self.parallel_residual else attended_BLD
-        return attended_BLD + self.mlp(self.mlp_norm(mlp_in_BLD))
+        attended = x + attention
+        return attended + self.mlp(self.mlp_norm(x if self.parallel_residual else attended))
 
 
 class FeedForward(nnx.Module):
@@ -250,19 +301,5 @@ def pin_batch(x: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
 
     Stated at every layer boundary: without it XLA reshards activations between layers.
     """
-    axes, count = _row_shards()
-    if not axes or x.shape[0] % count:
-        return x
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(axes))
-
-
-def rows_per_device(batch: int) -> int:
-    """How many of a batch's rows one device of the mesh in force holds."""
-    return math.ceil(batch / _row_shards()[1])
-
-
-def _row_shards() -> tuple[tuple[str, ...], int]:
-    """Axes of the mesh in force over which rows are split, and into how many parts."""
-    mesh = jax.sharding.get_abstract_mesh()
-    axes = tuple(a for a in BATCH_AXES if a in mesh.axis_names)
-    return axes, math.prod(mesh.shape[a] for a in axes)
+    axes = row_axes(len(x))
+    return x if axes is None else jax.lax.with_sharding_constraint(x, PartitionSpec(axes))

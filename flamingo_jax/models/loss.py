@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from flamingo_jax.models.layers import pin_batch, rows_per_device
+from flamingo_jax.models.layers import pin_batch
+from flamingo_jax.models.mesh import rows_per_device
 
 Head = Callable[[Array, Any], Array]  # (x, parameters) → float32 logits
 

@@ -9,6 +9,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from flamingo_jax.models.attention import AttentionChoice, attend
 from flamingo_jax.models.layers import (
     FeedForward,
     layer_norm,
@@ -31,6 +32,7 @@ class ResamplerConfig:
     feed_forward_multiple: int = 4
     max_frames: int = 0  # > 0: a learned embedding per frame of a video
     max_media: int = 0  # > 0: a learned embedding per image position in the row
+    attention: AttentionChoice = "auto"  # as in `BlockConfig`
 
 
 class ResamplerLayer(nnx.Module):
@@ -46,12 +48,13 @@ class ResamplerLayer(nnx.Module):
         self.out = linear(inner, width, bias=False, dtype=dtype, rngs=rngs)
         self.feed_forward = FeedForward(width, config.feed_forward_multiple, dtype=dtype, rngs=rngs)
         self.head_dim = config.head_dim
+        self.kernel = config.attention
 
     def __call__(
         self, latents_BRD: Float[Array, "B R D"], media_BND: Float[Array, "B N D"]
     ) -> Float[Array, "B R D"]:
         """`media`: patch tokens, standardized already; see `standardize`."""
-        attended = jax.nn.dot_product_attention(*self.heads(latents_BRD, media_BND))
+        attended = attend(*self.heads(latents_BRD, media_BND), wanted=self.kernel)
         latents_BRD = latents_BRD + self.out(rearrange(attended, "b r h k -> b r (h k)"))
         return latents_BRD + self.feed_forward(latents_BRD)
 
@@ -124,7 +127,14 @@ class PerceiverResampler(nnx.Module):
         self, x_BTFND: Float[Array, "B T F N D"], *, remat: RematPolicy = "none"
     ) -> Float[Array, "B T R D"]:
         """Latents of each image or video. ValueError: more frames or images than embeddings."""
-        media_BND = standardize(self.flat_media(x_BTFND), dtype=self.dtype)
+        latents_BRD = self.of_media(self.flat_media(x_BTFND), remat=remat)
+        return rearrange(latents_BRD, "(b t) r d -> b t r d", b=len(x_BTFND))
+
+    def of_media(
+        self, media_BND: Float[Array, "B N D"], *, remat: RematPolicy = "none"
+    ) -> Float[Array, "B R D"]:
+        """Latents of each row of `flat_media`."""
+        media_BND = standardize(media_BND, dtype=self.dtype)
         latents_RD = gather(self.latents, self.dtype)[...].astype(self.dtype)
         latents_BRD = jnp.broadcast_to(latents_RD, (len(media_BND), *latents_RD.shape))
 
@@ -132,4 +142,4 @@ class PerceiverResampler(nnx.Module):
         latents_BRD, _ = jax.lax.scan(
             lambda x, module: (layer(module, pin_batch(x)), None), latents_BRD, self.layers
         )
-        return rearrange(self.norm(latents_BRD), "(b t) r d -> b t r d", b=len(x_BTFND))
+        return self.norm(latents_BRD)

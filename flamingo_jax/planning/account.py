@@ -12,6 +12,7 @@ from flamingo_jax.config import Config
 from flamingo_jax.planning.hlo import HloProgram
 from flamingo_jax.planning.targets import GIB, Target
 from flamingo_jax.training.flops import PartFlops, jaxpr_flops, step_flops
+from flamingo_jax.training.kernels import attention_kernels
 from flamingo_jax.training.program import Program, batch_shapes, build_program
 from flamingo_jax.training.sharding import batch_sharding
 
@@ -85,6 +86,7 @@ class Account:
     mesh: dict[str, int]
     batch: dict[str, int]
     remat: str
+    attention: str  # which kernels the step was planned with
     per_device: DeviceMemory
     flops: dict[str, PartFlops]  # of the step on all devices
     traced_flops: float
@@ -126,6 +128,7 @@ def measure(config: Config, target: Target, efficiency: float = 0.4) -> Account:
         mesh=dict(program.mesh.shape),
         batch={name: stream.batch_size for name, stream in config.streams.items()},
         remat=config.model.remat,
+        attention=attention_kernels(config, program.mesh),
         per_device=memory,
         flops={str(part): counts for part, counts in step_flops(config).by_part.items()},
         traced_flops=flops,

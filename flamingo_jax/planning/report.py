@@ -19,6 +19,7 @@ def text(account: Account) -> str:
     lines = [
         f"{account.topology}: {account.num_devices} devices, mesh {mesh}",
         f"rows per update: {batch}; remat: {account.remat}",
+        account.attention,
         "",
         *_memory(account.per_device),
         "",

@@ -271,12 +271,31 @@ def _jaxpr_flops(jaxpr: Any) -> float:
             (contracted, _), _ = eqn.params["dimension_numbers"]
             shape = eqn.invars[0].aval.shape
             total += 2.0 * eqn.outvars[0].aval.size * math.prod(shape[a] for a in contracted)
+        total += _cudnn_flops(eqn)
         inner = [_jaxpr_flops(sub) for sub in _subjaxprs(eqn.params)]
         if eqn.primitive.name == "cond":
             total += max(inner)
         else:
-            total += eqn.params.get("length", 1) * sum(inner)
+            total += _runs(eqn) * sum(inner)
     return total
+
+
+def _runs(eqn: Any) -> int:
+    """How often the program inside of an operation runs."""
+    if eqn.primitive.name == "pallas_call":
+        return math.prod(eqn.params["grid_mapping"].grid)
+    if eqn.primitive.name == "shard_map":  # a device's part of the work
+        return eqn.params["mesh"].size
+    return eqn.params.get("length", 1)
+
+
+def _cudnn_flops(eqn: Any) -> float:
+    """Of cuDNN's attention: two matmuls forward; backward five, one of them for the second time."""
+    matmuls = {"dot_product_attention_fwd_wrapper": 2, "dot_product_attention_bwd_wrapper": 5}
+    if eqn.primitive.name not in matmuls:
+        return 0.0
+    queries, keys = eqn.invars[0].aval, eqn.invars[1].aval
+    return matmuls[eqn.primitive.name] * 2.0 * queries.size * keys.shape[1]
 
 
 def _subjaxprs(params: dict[str, Any]) -> Iterator[Any]:

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from flamingo_jax.config import Config
 from flamingo_jax.errors import UserError
 from flamingo_jax.models.flamingo import FlamingoConfig
-from flamingo_jax.models.layers import TENSOR_AXIS
+from flamingo_jax.models.mesh import TENSOR_AXIS
 from flamingo_jax.models.params import (
     ModelGraph,
     Params,

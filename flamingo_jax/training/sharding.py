@@ -11,7 +11,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from flamingo_jax.models.layers import BATCH_AXES, TENSOR_AXIS
+from flamingo_jax.models.mesh import BATCH_AXES, TENSOR_AXIS
 
 AXES = (*BATCH_AXES, TENSOR_AXIS)
 STACKED = re.compile(r"/layers/|/tail/|^cross_attention/")  # parameters whose axis 0 is the layer

@@ -37,9 +37,10 @@ def stream_losses(
 ) -> dict[str, Float[Array, ""]]:
     """Loss of each stream: Σ weight·nll of its tokens over `totals`, the Σ weight it is part of."""
     model = graph.merge(params, frozen)
-    rows = {name: see(model, stream) for name, stream in batch.items()}
+    seen = see(model, batch)
+    latents = model.latents([stream["patches"] for stream in seen.values()])
     texts = model.together(
-        [(model.latents(r["patches"]), r["tokens"], r["segments"]) for r in rows.values()]
+        [(x, s["tokens"], s["segments"]) for x, s in zip(latents, seen.values(), strict=True)]
     )
     return {
         name: model.weighted_nll(x_BLD, batch[name]["tokens"], batch[name]["weights"])
@@ -48,12 +49,15 @@ def stream_losses(
     }
 
 
-def see(model: Flamingo, stream: Mapping[str, Array]) -> dict[str, Array]:
-    """The rows of a stream with their images' patch tokens instead of the images."""
-    if "patches" in stream:
-        return dict(stream)
-    others = {name: value for name, value in stream.items() if name != "images"}
-    return {**others, "patches": model.patches(stream["images"])}
+def see(model: Flamingo, batch: Batch) -> Batch:
+    """The batch with the patch tokens of its images instead of the images."""
+    unseen = [name for name, stream in batch.items() if "patches" not in stream]
+    patches = dict(zip(unseen, model.patches([batch[n]["images"] for n in unseen]), strict=True))
+    return {
+        name: {k: v for k, v in stream.items() if k != "images"}
+        | ({"patches": patches[name]} if name in patches else {})
+        for name, stream in batch.items()
+    }
 
 
 def make_train_step(
@@ -82,7 +86,7 @@ def make_train_step(
         if not any(path.startswith("vision/") for path in params):
             # Outside of what is differentiated, so that nothing of the encoder can be kept for it.
             model = graph.merge(params, frozen)
-            batch = {name: see(model, stream) for name, stream in batch.items()}
+            batch = see(model, batch)
         (_, losses), grads = jax.value_and_grad(loss_fn, has_aux=True)(
             params, frozen, batch, totals
         )

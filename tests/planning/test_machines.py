@@ -79,6 +79,17 @@ def test_arguments_are_exact_on_every_machine(topology):
 
 
 @pytest.mark.parametrize(
+    ("topology", "kernel"),
+    [("v5e:2x4", "splash"), ("a100-40gb:8", "XLA (cuDNN is not installed)")],
+)
+def test_the_kernel_that_will_run_is_planned(topology, kernel):
+    """Or the plan says why not: cuDNN's calls need cuDNN even where nothing runs."""
+    text = "--config.streams.interleaved.text_length=128"
+    found = plan("tests/wide.py", topology, *WIDE, text)
+    assert f"text of 128: {kernel}" in found["attention"]
+
+
+@pytest.mark.parametrize(
     ("config", "topology", "devices", "remat", "limit"),
     [
         ("configs/of9b.py", "a100-40gb:8", 8, "full", 6.5),

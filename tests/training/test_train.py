@@ -279,8 +279,9 @@ def test_sigterm_saves_and_exits_with_0(command, uninterrupted, tmp_path):
 def test_a_signal_during_compilation_saves_and_exits_with_0(command, tmp_path):
     """SIGUSR1 is what SLURM sends ahead of a job's end."""
     process = command(tmp_path)
-    lines = [process.stdout.readline()]
-    assert "frozen parameters on 1 cpu device(s)" in lines[0]  # what compiles comes next
+    lines = [process.stdout.readline() for _ in range(2)]
+    assert "frozen parameters on 1 cpu device(s)" in lines[0]
+    assert lines[1].startswith("attention: vision, resampler, text of")  # what compiles comes next
     process.send_signal(signal.SIGUSR1)
     out = finish(process)
     stopped = int(out.split("stopped by SIGUSR1 after step ")[1].split(";")[0])

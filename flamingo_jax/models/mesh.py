@@ -1,0 +1,67 @@
+"""Axes of the device mesh, and how the mesh in force splits rows and heads."""
+
+import math
+from collections.abc import Sequence
+from itertools import accumulate
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+BATCH_AXES = ("data", "fsdp")  # over which rows of a batch are split
+TENSOR_AXIS = "tensor"  # over which heads and hidden units are split
+
+
+def row_axes(rows: int) -> tuple[str, ...] | None:
+    """Axes that split this many rows; None: no mesh is in force, or it does not divide them."""
+    axes, count = _row_shards()
+    return None if not axes or rows % count else axes
+
+
+def rows_per_device(rows: int) -> int:
+    """How many of so many rows one device of the mesh in force holds."""
+    return math.ceil(rows / _row_shards()[1])
+
+
+def join_rows(parts: Sequence[Float[Array, "_ ..."]]) -> Float[Array, "N ..."]:
+    """The rows of several arrays as those of one, so that a weight multiplies all of them at once.
+
+    Each device's rows of all arrays stand next to one another: nothing moves between devices.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    shards = _shards_of([len(part) for part in parts])
+    shape = parts[0].shape[1:]
+    own = jnp.concatenate([part.reshape(shards, -1, *shape) for part in parts], axis=1)
+    return own.reshape(-1, *shape)
+
+
+def split_rows(joined: Float[Array, "N ..."], counts: Sequence[int]) -> list[Float[Array, "_ ..."]]:
+    """`joined` taken apart again. `counts`: the rows that each part had."""
+    if len(counts) == 1:
+        return [joined]
+    shards = _shards_of(counts)
+    shape = joined.shape[1:]
+    own = joined.reshape(shards, -1, *shape)
+    ends = list(accumulate(count // shards for count in counts))
+    pieces = jnp.split(own, ends[:-1], axis=1)
+    return [piece.reshape(-1, *shape) for piece in pieces]
+
+
+def _shards_of(counts: Sequence[int]) -> int:
+    """Into how many parts the mesh in force splits all of these rows; 1: not all of them."""
+    count = _row_shards()[1]
+    return 1 if any(rows % count for rows in counts) else count
+
+
+def _row_shards() -> tuple[tuple[str, ...], int]:
+    """Axes of the mesh in force that split rows, and into how many parts."""
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = tuple(axis for axis in BATCH_AXES if axis in mesh.axis_names)
+    return axes, math.prod(mesh.shape[axis] for axis in axes)
+
+
+def head_axis(heads: int) -> str | None:
+    """The axis that splits this many heads, likewise."""
+    size = jax.sharding.get_abstract_mesh().shape.get(TENSOR_AXIS)
+    return TENSOR_AXIS if size and heads % size == 0 else None
