@@ -25,6 +25,8 @@ BATCH_SIZE = 8
 WARM = 6  # batches before the clock starts
 # Documents that are made, batches that are measured, shards whose index is opened.
 SIZES = {"small": (200, 25, 10_000), "large": (800, 100, 10_000), "tiny": (50, 4, 100)}
+# Suffix of the figures' names, how images are decoded, and their size.
+CORPORA = (("", "exact", (640, 480)), ("_fast_1024", "fast", (1024, 768)))
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32) * 255
 STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32) * 255
 Batch = tuple[np.ndarray, np.ndarray, np.ndarray]  # images (B, T, 3, H, W), tokens (B, L), mask
@@ -179,10 +181,7 @@ def main(argv: Sequence[str]) -> None:
         seconds, used = index_start_up(directory / "links", shards)
         table.add(f"start_up_seconds_{shards}", seconds)
         table.add(f"start_up_cpu_seconds_{shards}", used)
-        for suffix, decode, size in (
-            ("", "exact", (640, 480)),
-            ("_fast_1024", "fast", (1024, 768)),
-        ):
+        for suffix, decode, size in CORPORA[: 1 if args.size == "tiny" else None]:
             pattern = write_corpus(directory / f"{size[0]}", documents, *size)
             setting = {
                 "shards": pattern, "tokenizer": str(tokenizer), "vocab": vocab, "decode": decode,

@@ -41,7 +41,8 @@ def made_captions(count: int) -> tuple[dict[int, str], dict[int, list[str]]]:
     share = 1 / np.arange(1, len(words) + 1)
 
     def sentence() -> str:
-        chosen = rng.choice(len(words), 10, p=share / share.sum())
+        # After a last word of one letter, Java looks into the next caption.
+        chosen = [*rng.choice(len(words), 9, p=share / share.sum()), rng.integers(3, len(words))]
         return " ".join(words[i] for i in chosen).capitalize() + str(rng.choice(ENDINGS))
 
     references = {i: [sentence() for _ in range(REFERENCES)] for i in range(count)}

@@ -28,9 +28,26 @@ from flamingo_jax.models.flamingo import FlamingoConfig
 from flamingo_jax.models.generate import GenerationConfig, generate
 from flamingo_jax.models.params import cast, flamingo_graph, init_params
 
-PROMPTS, LENGTH, IMAGES, NEW_TOKENS, CLASSES = 4, 128, 4, 32, 100
 CLASSIFICATIONS = ("classification", "classification_cached")
 TASKS = ("greedy", "beam3", *CLASSIFICATIONS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What is asked: that of the original's known figures."""
+
+    prompts: int = 4
+    length: int = 128
+    images: int = 4
+    new_tokens: int = 32
+    classes: int = 100
+
+
+TINY = Work(prompts=2, length=16, images=2, new_tokens=4, classes=3)
+
+
+def work_of(size: str) -> Work:
+    return TINY if size == "tiny" else Work()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,27 +65,30 @@ def programs() -> int:
     return sum(f._cache_size() for f in jitted)
 
 
-def draw_inputs(config: FlamingoConfig) -> tuple[np.ndarray, np.ndarray, list[list[int]]]:
+def draw_inputs(
+    config: FlamingoConfig, work: Work
+) -> tuple[np.ndarray, np.ndarray, list[list[int]]]:
     """Normalised images (B, T, 1, H, W, 3), tokens (B, L), class names of one to four tokens."""
     rng = np.random.default_rng(0)
     size, vocabulary = config.vision.image_size, config.decoder.vocab_size
-    images = rng.normal(size=(PROMPTS, IMAGES, 1, size, size, 3)).astype(np.float32)
-    tokens = rng.integers(0, vocabulary, (PROMPTS, LENGTH)).astype(np.int32)
-    tokens[:, :: LENGTH // IMAGES] = config.image_token
-    names = [rng.integers(0, vocabulary, 1 + i % 4).tolist() for i in range(CLASSES)]
+    shape = (work.prompts, work.images, 1, size, size, 3)
+    images = rng.normal(size=shape).astype(np.float32)
+    tokens = rng.integers(0, vocabulary, (work.prompts, work.length)).astype(np.int32)
+    tokens[:, :: work.length // work.images] = config.image_token
+    names = [rng.integers(0, vocabulary, 1 + i % 4).tolist() for i in range(work.classes)]
     return images, tokens, names
 
 
-def tasks(config: FlamingoConfig, device: str | None) -> dict[str, Both]:
+def tasks(config: FlamingoConfig, work: Work, device: str | None) -> dict[str, Both]:
     """What is timed: ours, and the original's on PyTorch's `device`."""
     graph = flamingo_graph(config)
     params = jax.jit(lambda: cast(init_params(config, jax.random.key(0)), config.dtype))()
-    images, tokens, names = draw_inputs(config)
+    images, tokens, names = draw_inputs(config, work)
 
     def ours(num_beams: int) -> np.ndarray:
         settings = GenerationConfig(
-            max_new_tokens=NEW_TOKENS,
-            min_new_tokens=NEW_TOKENS,
+            max_new_tokens=work.new_tokens,
+            min_new_tokens=work.new_tokens,
             num_beams=num_beams,
             bad_tokens=(),
         )
@@ -79,7 +99,7 @@ def tasks(config: FlamingoConfig, device: str | None) -> dict[str, Both]:
 
     mine: dict[str, Run] = {"greedy": lambda: ours(1), "beam3": lambda: ours(3)}
     mine |= dict.fromkeys(CLASSIFICATIONS, scores)
-    theirs = peers(config, params, device, images, tokens, names) if device else {}
+    theirs = peers(config, params, device, work) if device else {}
     return {name: Both(run, theirs.get(name)) for name, run in mine.items()}
 
 
@@ -87,9 +107,7 @@ def peers(
     config: FlamingoConfig,
     params: Any,
     device: str,
-    images: np.ndarray,
-    tokens: np.ndarray,
-    names: list[list[int]],
+    work: Work,
 ) -> dict[str, Run]:
     import torch
 
@@ -98,12 +116,13 @@ def peers(
     if device == "cpu":
         torch.set_num_threads(len(os.sched_getaffinity(0)))
     dtype = getattr(torch, config.dtype)
+    images, tokens, names = draw_inputs(config, work)
     original = TorchFlamingo(config, jax.device_get(params), device, dtype)
     shown = torch.from_numpy(np.moveaxis(images[:, :, 0], -1, 2).copy())
     asked = torch.from_numpy(tokens).long()
 
     def made(num_beams: int) -> np.ndarray:
-        return original.generate(shown, asked, num_beams=num_beams, new_tokens=NEW_TOKENS)
+        return original.generate(shown, asked, num_beams=num_beams, new_tokens=work.new_tokens)
 
     return {
         "greedy": lambda: made(1),
@@ -114,7 +133,14 @@ def peers(
 
 
 def measure(
-    table: report.Report, name: str, both: Both, turns: int, clock: Callable[[], float], exact: bool
+    table: report.Report,
+    name: str,
+    both: Both,
+    work: Work,
+    turns: int,
+    *,
+    clock: Callable[[], float],
+    exact: bool,
 ) -> None:
     start = clock()
     made = both.ours()
@@ -128,8 +154,9 @@ def measure(
             table.add(f"{name}_largest_difference", np.abs(made - expected).max(), unit="nats")
         else:
             table.add(f"{name}_same_tokens", np.mean(made == expected))
-    row = name if classifies else f"{name}_tokens_per_second"
-    count, unit = (PROMPTS, "prompts/s") if classifies else (PROMPTS * NEW_TOKENS, "")
+    row, count, unit = f"{name}_tokens_per_second", work.prompts * work.new_tokens, ""
+    if classifies:
+        row, count, unit = name, work.prompts, "prompts/s"
     add_rate(table, row, both.ours, both.peer, count, turns, unit=unit, clock=clock)
     table.add(f"{name}_first_call", first_call, unit="s")
     table.add(f"{name}_compiled_after_first_call", programs() - before)
@@ -156,10 +183,12 @@ def main(argv: Sequence[str]) -> None:
     device = report.torch_device(args.device)
     if device is None:
         table.note(f"peer not run: this PyTorch has no {args.device}")
-    for name, both in tasks(config, device).items():
+    work = work_of(args.size)
+    for name, both in tasks(config, work, device).items():
         if args.only in (None, name):
             turns = 1 if name == "classification" else args.turns  # the original takes minutes
-            measure(table, name, both, turns, clock, exact=args.dtype == "float32")
+            exact = args.dtype == "float32"
+            measure(table, name, both, work, turns, clock=clock, exact=exact)
     table.write()
 
 

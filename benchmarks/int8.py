@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import report
-from benchmarks.generate import draw_inputs
+from benchmarks.generate import Work, draw_inputs, work_of
 from benchmarks.models import SIZES, model_config
 from flamingo_jax import model_directory
 from flamingo_jax.models.generate import GenerationConfig, generate
@@ -28,10 +28,12 @@ def megabytes(params: Params) -> float:
     return sum(x.nbytes for x in params.values()) / 1e6
 
 
-def compare(table: report.Report, graph: ModelGraph, whole: Params, small: Params) -> None:
+def compare(
+    table: report.Report, work: Work, graph: ModelGraph, whole: Params, small: Params
+) -> None:
     """Both models' predictions of text that the whole one sampled."""
     config = graph.merge(graph.shapes()).config
-    images, tokens, _ = draw_inputs(config)
+    images, tokens, _ = draw_inputs(config, work)
     settings = GenerationConfig(
         max_new_tokens=TEXT, min_new_tokens=TEXT, temperature=1.0, bad_tokens=(config.image_token,)
     )
@@ -65,7 +67,7 @@ def main(argv: Sequence[str]) -> None:
         whole = jax.jit(lambda: cast(init_params(config, jax.random.key(0)), config.dtype))()
     small = {path: quantize(path, x) if is_quantized(path) else x for path, x in whole.items()}
     table = report.Report("int8", args)
-    compare(table, graph, whole, small)
+    compare(table, work_of(args.size), graph, whole, small)
     table.note("the peer is the same model whole, as it was given")
     table.write()
 

@@ -12,9 +12,7 @@ ROOT = Path(__file__).parents[2]
 KEYS = {
     "data": (
         "ratio_docs_per_cpu_second",
-        "ratio_docs_per_cpu_second_fast_1024",
         "ratio_memory",
-        "mean_pixel_difference_fast_1024",
         "start_up_seconds_100",
     ),
     "generate": (
@@ -33,7 +31,11 @@ KEYS = {
     "retrieval": ("ratio_seconds", "ratio_peak_memory"),
     "int8": ("ratio_parameters", "ratio_perplexity", "same_likeliest_token"),
 }
-FLAGS = {"data": ["--rounds=1"], "generate": ["--turns=1"], "evaluation": ["--turns=1"]}
+FLAGS = {
+    "data": ["--rounds=1", "--workers=1"],
+    "generate": ["--turns=1"],
+    "evaluation": ["--turns=1"],
+}
 
 
 @pytest.fixture(scope="module", params=KEYS)
