@@ -186,7 +186,7 @@ def add_rows(table: report.Report, folder: Path, args: Any, shapes: Shapes) -> N
     needed = tensors * (2 + (4 if args.dtype == "float32" else 2))
     peer, device = None, report.torch_device(args.device)
     if device is None:
-        table.note(f"peer not run: this PyTorch has no {args.device}")
+        table.note(report.no_torch(args.device))
     elif needed > free_bytes():
         free = free_bytes() / 1e9
         table.note(f"peer not run: it needs {needed / 1e9:.1f} GB of memory, {free:.1f} are free")

@@ -11,6 +11,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from benchmarks import report
 from benchmarks.data_corpus import write_corpus, write_tokenizer
 from benchmarks.measuring import in_own_process
 from benchmarks.process_tree import cpu_seconds, resident_bytes
+from flamingo_jax.errors import UserError
 
 BATCH_SIZE = 8
 WARM = 6  # batches before the clock starts
@@ -172,6 +174,8 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=2, help="of measuring both")
     args = report.parse(parser, argv)
+    if not (find_spec("webdataset") and find_spec("torch")):
+        raise UserError("the peer is not installed: pip install 'flamingo-jax[dev,torch]'")
     documents, count, shards = SIZES[args.size]
     table = report.Report("data", args)
     with tempfile.TemporaryDirectory() as name:

@@ -182,7 +182,7 @@ def main(argv: Sequence[str]) -> None:
     table = report.Report("generate", args)
     device = report.torch_device(args.device)
     if device is None:
-        table.note(f"peer not run: this PyTorch has no {args.device}")
+        table.note(report.no_torch(args.device))
     work = work_of(args.size)
     for name, both in tasks(config, work, device).items():
         if args.only in (None, name):

@@ -132,6 +132,14 @@ def torch_device(device: str) -> str | None:
     return "cpu" if device == "cpu" else None
 
 
+def no_torch(device: str) -> str:
+    """What a table says where `torch_device` is None."""
+    return (
+        f"peer not run: PyTorch is not installed, or cannot use a {device} here: "
+        "pip install 'flamingo-jax[torch]'"
+    )
+
+
 def machine_facts() -> dict[str, Any]:
     """`cpu`, `cores` that this process may use, `memory_gb`, `python`, and `versions`."""
     names = [
