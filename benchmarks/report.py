@@ -43,7 +43,7 @@ from flamingo_jax.evaluation.results import write_json
 
 PLATFORMS = {"cpu": "cpu", "gpu": "cuda,cpu", "tpu": "tpu,cpu"}
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "torch", "transformers")
-WIDTHS = (44, 12, 12, 8)
+WIDTHS = (48, 12, 12, 8)  # of the table's columns
 PROBE = """
 import jax, json
 found = jax.devices()

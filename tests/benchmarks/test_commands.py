@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import report
+
 ROOT = Path(__file__).parents[2]
 KEYS = {
     "data": (
@@ -38,7 +40,13 @@ FLAGS = {
 }
 
 
-@pytest.fixture(scope="module", params=KEYS)
+SLOW = ("data", "generate")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in KEYS],
+)
 def written(request, tmp_path_factory):
     """(name, what the command printed, its JSON file)."""
     path = tmp_path_factory.mktemp("figures") / f"{request.param}.json"
@@ -56,7 +64,7 @@ def test_table_and_file(written):
     for key in KEYS[name]:
         assert figures[key] > 0, key
     rows = [line for line in printed.splitlines() if line][1:]
-    shown = {line[:44].split(" (")[0].strip().replace(" ", "_") for line in rows}
+    shown = {line[: report.WIDTHS[0]].split(" (")[0].strip().replace(" ", "_") for line in rows}
     assert figures["units"].keys() <= shown
     if name == "generate":
         assert figures["greedy_compiled_after_first_call"] == 0
