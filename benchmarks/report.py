@@ -174,7 +174,7 @@ class Report:
 
     def __init__(self, name: str, args: argparse.Namespace):
         self._path: Path | None = args.json
-        given = {key: value for key, value in vars(args).items() if key not in ("json", "func")}
+        given = {key: value for key, value in vars(args).items() if key != "json"}
         self._accelerator = given.pop("accelerator", None)
         self._name, self._settings = name, given
         self._figures: dict[str, float] = {}
