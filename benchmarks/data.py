@@ -7,24 +7,28 @@ all processes of a pipeline, between two batches of its steady state.
     python -m benchmarks.data --json results.json
 """
 
-import argparse
-import json
-import multiprocessing
 import os
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks import report
 from benchmarks.data_corpus import write_corpus, write_tokenizer
+from benchmarks.measuring import in_own_process
 from benchmarks.process_tree import cpu_seconds, resident_bytes
+from flamingo_jax.errors import UserError
 
 BATCH_SIZE = 8
 WARM = 6  # batches before the clock starts
+# Documents that are made, batches that are measured, shards whose index is opened.
+SIZES = {"small": (200, 25, 10_000), "large": (800, 100, 10_000), "tiny": (50, 4, 100)}
+# Suffix of the figures' names, how images are decoded, and their size.
+CORPORA = (("", "exact", (640, 480)), ("_fast_1024", "fast", (1024, 768)))
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32) * 255
 STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32) * 255
 Batch = tuple[np.ndarray, np.ndarray, np.ndarray]  # images (B, T, 3, H, W), tokens (B, L), mask
@@ -68,8 +72,10 @@ def opened(pipeline: str, setting: dict[str, Any], **options: Any) -> Iterator[B
     return our_batches(**{**setting, **options})
 
 
-def measure(pipeline: str, setting: dict[str, Any], workers: int, count: int, results: Any) -> None:
-    """Of one pipeline, in a process of its own: seconds of processors per document, and bytes."""
+def measure(
+    pipeline: str, setting: dict[str, Any], workers: int, count: int
+) -> tuple[float, int, float]:
+    """Of one pipeline: processor seconds per document, bytes, and seconds to the first batch."""
     started = time.perf_counter()
     reader = opened(pipeline, setting, workers=workers, limit=WARM + count + 10)
     next(reader)
@@ -84,43 +90,37 @@ def measure(pipeline: str, setting: dict[str, Any], workers: int, count: int, re
     for _ in range(4):
         memory.append(resident_bytes(os.getpid()))
         next(reader)
-    results.put((used / (count * BATCH_SIZE), max(memory), first_batch))
     for _ in reader:  # to its end, where worker processes end
         pass
+    return used / (count * BATCH_SIZE), max(memory), first_batch
 
 
-def in_own_process(*args: Any) -> Any:
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    process = context.Process(target=measure, args=(*args, results))
-    process.start()
-    measured = results.get(timeout=600)
-    process.join()
-    return measured
-
-
-def compare(setting: dict[str, Any], workers: int, count: int, rounds: int) -> dict[str, float]:
-    """Both pipelines by turns."""
+def compare(
+    table: report.Report,
+    suffix: str,
+    setting: dict[str, Any],
+    workers: int,
+    count: int,
+    rounds: int,
+) -> None:
+    """Both pipelines by turns, each time in a process of its own."""
     taken: dict[str, list] = {"ours": [], "peer": []}
     for _ in range(rounds):
         for pipeline, found in taken.items():
-            found.append(in_own_process(pipeline, setting, workers, count))
-    figures = {}
-    for pipeline, found in taken.items():
-        seconds, memory, first = (np.array(column) for column in zip(*found, strict=True))
-        figures[f"{pipeline}_docs_per_cpu_second"] = 1 / seconds.mean()
-        figures[f"{pipeline}_memory_mb"] = memory.max() / 1e6
-        figures[f"{pipeline}_seconds_to_first_batch"] = first.mean()
-    figures["ratio_docs_per_cpu_second"] = (
-        figures["ours_docs_per_cpu_second"] / figures["peer_docs_per_cpu_second"]
-    )
-    figures["ratio_memory"] = figures["ours_memory_mb"] / figures["peer_memory_mb"]
-    return figures
+            found.append(in_own_process(measure, pipeline, setting, workers, count))
+    ours, peer = (np.array(taken[name]).T for name in ("ours", "peer"))
+    rates = (1 / seconds.mean() for seconds, _, _ in (ours, peer))
+    table.add(f"docs_per_cpu_second{suffix}", *rates)
+    table.add(f"memory{suffix}", ours[1].max() / 1e6, peer[1].max() / 1e6, unit="MB")
+    table.add(f"seconds_to_first_batch{suffix}", ours[2].mean(), peer[2].mean())
 
 
-def check_same(setting: dict[str, Any]) -> dict[str, float]:
-    """Tokens, masks and pixels of one pass. AssertionError: tokens, masks or rows differ, or pixels
-    by more than the decoding says: "exact" rounding only, "fast" a mean of 1 of 255."""
+def check_same(setting: dict[str, Any]) -> tuple[float, float]:
+    """The mean and the largest difference of pixels in one pass, of 255.
+
+    AssertionError: tokens, masks or rows differ, or pixels by more than the decoding says: "exact"
+    rounding only, "fast" a mean of 1.
+    """
     passes = [opened(name, setting, workers=0, limit=None) for name in ("ours", "peer")]
     worst = total = pixels = 0.0
     for ours, peer in zip(*passes, strict=False):
@@ -135,11 +135,14 @@ def check_same(setting: dict[str, Any]) -> dict[str, float]:
     levels = 255 * 0.27  # of a unit of normalised pixels
     mean = total / pixels * levels
     assert (worst * levels < 0.01) if setting["decode"] == "exact" else (mean < 1), (worst, mean)
-    return {"mean_pixel_difference": mean, "largest_pixel_difference": worst * levels}
+    return mean, worst * levels
 
 
-def index_start_up(directory: Path, shards: int) -> dict[str, float]:
-    """Seconds to open shards whose index exists: links to one of a thousand samples."""
+def index_start_up(directory: Path, shards: int) -> tuple[float, float]:
+    """Seconds, and seconds of processors, to open shards whose index exists.
+
+    They are links to one of a thousand samples.
+    """
     import io
     import tarfile
 
@@ -163,40 +166,37 @@ def index_start_up(directory: Path, shards: int) -> dict[str, float]:
     store = open_store(f"{directory}/{{000000..{shards - 1:06d}}}.tar")
     seconds, used = time.perf_counter() - started, time.process_time() - used
     assert store.sizes.sum() == 1000 * shards
-    return {f"start_up_seconds_{shards}": seconds, f"start_up_cpu_seconds_{shards}": used}
+    return seconds, used
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, help="where the figures are written")
-    parser.add_argument("--size", type=int, default=1, help="multiplies the documents measured")
+def main(argv: Sequence[str]) -> None:
+    parser = report.parser(__doc__, tuple(SIZES), devices=("cpu",))
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=2)
-    args = parser.parse_args()
-    figures: dict[str, Any] = {"workers": args.workers, "documents": args.size * 25 * BATCH_SIZE}
+    parser.add_argument("--rounds", type=int, default=2, help="of measuring both")
+    args = report.parse(parser, argv)
+    if not (find_spec("webdataset") and find_spec("torch")):
+        raise UserError("the peer is not installed: pip install 'flamingo-jax[dev,torch]'")
+    documents, count, shards = SIZES[args.size]
+    table = report.Report("data", args)
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         tokenizer = directory / "tokenizer.json"
         vocab = write_tokenizer(tokenizer)
-        figures |= index_start_up(directory / "links", 10_000)
-        for suffix, decode, size in (
-            ("", "exact", (640, 480)),
-            ("_fast_1024", "fast", (1024, 768)),
-        ):
-            shards = write_corpus(directory / f"{size[0]}", 200 * args.size, *size)
+        seconds, used = index_start_up(directory / "links", shards)
+        table.add(f"start_up_seconds_{shards}", seconds)
+        table.add(f"start_up_cpu_seconds_{shards}", used)
+        for suffix, decode, size in CORPORA[: 1 if args.size == "tiny" else None]:
+            pattern = write_corpus(directory / f"{size[0]}", documents, *size)
             setting = {
-                "shards": shards, "tokenizer": str(tokenizer), "vocab": vocab, "decode": decode,
+                "shards": pattern, "tokenizer": str(tokenizer), "vocab": vocab, "decode": decode,
             }  # fmt: skip
-            found = check_same(setting)
-            found |= compare(setting, args.workers, 25 * args.size, args.rounds)
-            figures |= {key + suffix: value for key, value in found.items()}
-    text = json.dumps(
-        {k: round(v, 4) if isinstance(v, float) else v for k, v in figures.items()}, indent=2
-    )
-    print(text)
-    if args.json:
-        args.json.write_text(text + "\n")
+            mean, largest = check_same(setting)
+            compare(table, suffix, setting, args.workers, count, args.rounds)
+            table.add(f"mean_pixel_difference{suffix}", mean)
+            table.add(f"largest_pixel_difference{suffix}", largest)
+    table.note(f"{count * BATCH_SIZE} documents of each pipeline, {args.rounds} times")
+    table.write()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    report.run(main)

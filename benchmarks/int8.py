@@ -6,31 +6,34 @@ Both models predict, token by token, text that the whole one sampled after rando
     python -m benchmarks.int8 --json figures.json
 """
 
-import argparse
-import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.generate import SIZES, draw_inputs, model_config
+from benchmarks import report
+from benchmarks.generate import Work, draw_inputs, work_of
+from benchmarks.models import SIZES, model_config
 from flamingo_jax import model_directory
 from flamingo_jax.models.generate import GenerationConfig, generate
-from flamingo_jax.models.params import ModelGraph, Params, flamingo_graph, init_params
+from flamingo_jax.models.params import ModelGraph, Params, cast, flamingo_graph, init_params
 from flamingo_jax.models.quantization import is_quantized, quantize
 
 TEXT = 32
 
 
-def gigabytes(params: Params) -> float:
-    return sum(x.nbytes for x in params.values()) / 1e9
+def megabytes(params: Params) -> float:
+    return sum(x.nbytes for x in params.values()) / 1e6
 
 
-def compare(graph: ModelGraph, whole: Params, small: Params) -> dict[str, float]:
+def compare(
+    table: report.Report, work: Work, graph: ModelGraph, whole: Params, small: Params
+) -> None:
     """Both models' predictions of text that the whole one sampled."""
     config = graph.merge(graph.shapes()).config
-    images, tokens, _ = draw_inputs(config)
+    images, tokens, _ = draw_inputs(config, work)
     settings = GenerationConfig(
         max_new_tokens=TEXT, min_new_tokens=TEXT, temperature=1.0, bad_tokens=(config.image_token,)
     )
@@ -45,38 +48,29 @@ def compare(graph: ModelGraph, whole: Params, small: Params) -> dict[str, float]
     before, after = predict(whole), predict(small)
     own = [jnp.take_along_axis(x, made[..., None], axis=-1).mean() for x in (before, after)]
     divergence = (jnp.exp(before) * (before - after)).sum(axis=-1)
-    figures = {
-        "gigabytes": gigabytes(whole),
-        "gigabytes_int8": gigabytes(small),
-        "ratio_bytes": gigabytes(whole) / gigabytes(small),
-        "perplexity": jnp.exp(-own[0]),
-        "perplexity_int8": jnp.exp(-own[1]),
-        "mean_divergence_nats": divergence.mean(),
-        "same_likeliest_token": (before.argmax(-1) == after.argmax(-1)).mean(),
-    }
-    return {name: float(value) for name, value in figures.items()}
+    table.add("parameters", megabytes(small), megabytes(whole), unit="MB")
+    table.add("perplexity", float(jnp.exp(-own[1])), float(jnp.exp(-own[0])))
+    table.add("same_likeliest_token", float((before.argmax(-1) == after.argmax(-1)).mean()))
+    table.add("mean_divergence", float(divergence.mean()), unit="nats")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(argv: Sequence[str]) -> None:
+    parser = report.parser(__doc__, tuple(SIZES))
     parser.add_argument("--model", type=Path, help="model directory; otherwise random weights")
-    parser.add_argument("--size", choices=SIZES, default="small", help="of the random weights")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    args = parser.parse_args()
+    args = report.parse(parser, argv)
     if args.model:
         loaded = model_directory.load(args.model)
         graph, whole = loaded.graph, loaded.params
     else:
         config = model_config(args.size)
         graph = flamingo_graph(config)
-        whole = jax.jit(lambda: init_params(config, jax.random.key(0)))()
+        whole = jax.jit(lambda: cast(init_params(config, jax.random.key(0)), config.dtype))()
     small = {path: quantize(path, x) if is_quantized(path) else x for path, x in whole.items()}
-    figures = compare(graph, whole, small)
-    for name, value in figures.items():
-        print(f"{name}: {value:.4g}")
-    if args.json:
-        args.json.write_text(json.dumps(figures, indent=2) + "\n")
+    table = report.Report("int8", args)
+    compare(table, work_of(args.size), graph, whole, small)
+    table.note("the peer is the same model whole, as it was given")
+    table.write()
 
 
 if __name__ == "__main__":
-    main()
+    report.run(main)

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.report import Report
+
 Run = Callable[[], Any]
 
 
@@ -27,6 +29,31 @@ def by_turns(
     times = np.array([(seconds(ours, clock), seconds(peer, clock)) for _ in range(turns)])
     mine, theirs = np.median(times, axis=0)
     return float(mine), float(theirs), float(np.median(times[:, 0] / times[:, 1]))
+
+
+def add_rate(
+    table: Report,
+    name: str,
+    ours: Run,
+    peer: Run | None,
+    count: int,
+    turns: int,
+    *,
+    unit: str = "",
+    clock: Callable[[], float] = time.perf_counter,
+) -> None:
+    """A row in items per second, of runs over `count` items; None: no peer."""
+    if peer is None:
+        table.add(name, count / np.median([seconds(ours, clock) for _ in range(turns)]), unit=unit)
+        return
+    mine, theirs, ratio = by_turns(ours, peer, turns, clock)
+    table.add(name, count / mine, count / theirs, unit=unit, ratio=1 / ratio)
+
+
+def check_agree(name: str, ours: Any, peer: Any, tolerance: float) -> None:
+    """SystemExit: the two gave different results, so their times say nothing."""
+    if not np.allclose(ours, peer, rtol=0, atol=tolerance):
+        raise SystemExit(f"{name}: the two do not agree, so their times cannot be compared")
 
 
 def in_own_process(function: Callable[..., Any], *args: Any) -> Any:

@@ -22,6 +22,7 @@ def model_config(size: str, layers: int = 0) -> FlamingoConfig:
     OpenFlamingo, in bfloat16.
 
     Args:
+      size: a key of `SIZES`.
       layers: of the decoder, rather than its own number: a multiple of the interval.
     """
     width, own_layers, heads, vocabulary, interval = SIZES[size]

@@ -43,7 +43,7 @@ from flamingo_jax.evaluation.results import write_json
 
 PLATFORMS = {"cpu": "cpu", "gpu": "cuda,cpu", "tpu": "tpu,cpu"}
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "torch", "transformers")
-WIDTHS = (44, 12, 12, 8)
+WIDTHS = (48, 12, 12, 8)  # of the table's columns
 PROBE = """
 import jax, json
 found = jax.devices()
@@ -132,6 +132,14 @@ def torch_device(device: str) -> str | None:
     return "cpu" if device == "cpu" else None
 
 
+def no_torch(device: str) -> str:
+    """What a table says where `torch_device` is None."""
+    return (
+        f"peer not run: PyTorch is not installed, or cannot use a {device} here: "
+        "pip install 'flamingo-jax[torch]'"
+    )
+
+
 def machine_facts() -> dict[str, Any]:
     """`cpu`, `cores` that this process may use, `memory_gb`, `python`, and `versions`."""
     names = [
@@ -166,7 +174,7 @@ class Report:
 
     def __init__(self, name: str, args: argparse.Namespace):
         self._path: Path | None = args.json
-        given = {key: value for key, value in vars(args).items() if key not in ("json", "func")}
+        given = {key: value for key, value in vars(args).items() if key != "json"}
         self._accelerator = given.pop("accelerator", None)
         self._name, self._settings = name, given
         self._figures: dict[str, float] = {}

@@ -7,19 +7,26 @@ reading the file does not count, is given for all of them.
     python -m benchmarks.retrieval --json retrieval.json
 """
 
-import argparse
-import json
-import multiprocessing
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.lib.format import open_memmap
 
-from benchmarks.convert_memory import Peak
+from benchmarks import report
+from benchmarks.measuring import Peak, in_own_process
 from flamingo_jax.evaluation.retrieval import top_k
+
+# Rows, queries, queries of the plain search. Large: some ten minutes.
+SIZES = {
+    "small": (100_000, 200, 100),
+    "large": (1_000_000, 1_000, 100),
+    "tiny": (2_000, 20, 20),
+}
+Load = Callable[[Path], np.ndarray]
+Search = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
 
 
 def unit(array: np.ndarray) -> np.ndarray:
@@ -50,53 +57,40 @@ def plain(query: np.ndarray, features: np.ndarray, k: int) -> np.ndarray:
     return np.take_along_axis(best, order, axis=1)
 
 
-def measure(load, search, path: Path, query: np.ndarray, k: int) -> tuple[np.ndarray, float, int]:
+def measure(
+    load: Load, search: Search, path: Path, query: np.ndarray, k: int
+) -> tuple[np.ndarray, float, int]:
     """Result, seconds without loading, and growth of the memory that is not a file's pages."""
     with Peak() as peak:
         features = load(path)
         start = time.perf_counter()
         found = search(query, features, k)
         seconds = time.perf_counter() - start
-    return found, seconds, peak.highest - peak.start
+    return found, seconds, peak.grown
 
 
-def in_own_process(*args) -> tuple[np.ndarray, float, int]:
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(measure, *args).result()
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--width", type=int, default=768)
-    parser.add_argument("--queries", type=int, default=1_000)
-    parser.add_argument("--plain-queries", type=int, default=100)
-    parser.add_argument("--k", type=int, default=32)
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
-    rng = np.random.default_rng(1)
-    query = unit(rng.standard_normal((args.queries, args.width), np.float32))
+def main(argv: Sequence[str]) -> None:
+    parser = report.parser(__doc__, tuple(SIZES), devices=("cpu",))
+    parser.add_argument("--width", type=int, default=768, help="of a feature")
+    parser.add_argument("--k", type=int, default=32, help="neighbours of a query")
+    args = report.parse(parser, argv)
+    rows, queries, few = SIZES[args.size]
+    query = unit(np.random.default_rng(1).standard_normal((queries, args.width), np.float32))
+    table = report.Report("retrieval", args)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "features.npy"
-        write_features(path, args.rows, args.width)
-        found, seconds, peak = in_own_process(mapped, top_k, path, query, args.k)
-        few = min(args.plain_queries, args.queries)
-        expected, plain_seconds, plain_peak = in_own_process(
-            whole, plain, path, query[:few], args.k
+        write_features(path, rows, args.width)
+        found, ours, peak = in_own_process(measure, mapped, top_k, path, query, args.k)
+        expected, theirs, plain_peak = in_own_process(
+            measure, whole, plain, path, query[:few], args.k
         )
-    result = {
-        **{name: getattr(args, name) for name in ("rows", "width", "queries", "k")},
-        "seconds": round(seconds, 1),
-        "peak_mib": round(peak / 2**20),
-        "plain_seconds_per_query": round(plain_seconds / few, 3),
-        "plain_seconds_for_all": round(plain_seconds / few * args.queries, 1),
-        "plain_peak_mib": round(plain_peak / 2**20),
-        "same_rows": float(np.mean(found[:few] == expected)),
-    }
-    print(json.dumps(result, indent=2))
-    if args.json:
-        args.json.write_text(json.dumps(result, indent=2) + "\n")
+    table.add("seconds", ours, theirs / few * queries, unit="s")
+    table.add("peak_memory", peak / 2**20, plain_peak / 2**20, unit="MiB")
+    table.add("same_rows", float(np.mean(found[:few] == expected)))
+    table.note(f"{rows:,} rows of width {args.width}, {queries} queries, top {args.k}")
+    table.note(f"the plain search looked at {few} of the queries")
+    table.write()
 
 
 if __name__ == "__main__":
-    main()
+    report.run(main)

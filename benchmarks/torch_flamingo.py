@@ -22,9 +22,23 @@ from flamingo_jax.models.flamingo import FlamingoConfig
 
 
 class TorchFlamingo:
-    """An MPT between whose layers the gated cross-attention stands, with our weights."""
+    """An MPT between whose layers the gated cross-attention stands, with our weights.
 
-    def __init__(self, config: FlamingoConfig, params: Mapping[str, Any]):
+    Args:
+      config: of our model.
+      params: by our paths.
+      device: where all of it lies, and inputs are moved.
+      dtype: of weights and activations.
+    """
+
+    def __init__(
+        self,
+        config: FlamingoConfig,
+        params: Mapping[str, Any],
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ):
+        self.device, self.dtype = device, dtype
         decoder = config.decoder
         facts = transformers.MptConfig(
             d_model=decoder.width,
@@ -36,7 +50,7 @@ class TorchFlamingo:
         family = family_of(facts.to_dict())
         plan = make_plan(params, config, all_rows(family, config))
         tensors = {
-            name: torch.from_numpy(make())
+            name: torch.from_numpy(make()).to(device, dtype)
             for name, make in export(plan, params, np.float32).items()
         }
         self.weights = original.Weights(tensors)
@@ -78,6 +92,7 @@ class TorchFlamingo:
 
     def _encode(self, images: torch.Tensor) -> None:
         """(B, T, 3, H, W), normalised."""
+        images = images.to(self.device, self.dtype)
         vision, resampler = self.config.vision, self.config.resampler
         quick = vision.activation == "quick_gelu"
         patches = original.openclip_patches(
@@ -92,6 +107,7 @@ class TorchFlamingo:
     ) -> np.ndarray:
         """`new_tokens` new tokens of each row: greedy, or the best beam."""
         self._encode(images.repeat_interleave(num_beams, 0))
+        tokens = tokens.to(self.device)
         made = self.lm.generate(
             input_ids=tokens,
             attention_mask=torch.ones_like(tokens),
@@ -103,7 +119,7 @@ class TorchFlamingo:
             eos_token_id=self.config.end_of_chunk_token,
             pad_token_id=0,
         )
-        return made[:, tokens.shape[1] :].numpy()
+        return made[:, tokens.shape[1] :].cpu().numpy()
 
     @torch.inference_mode()
     def classify(
@@ -111,14 +127,14 @@ class TorchFlamingo:
     ) -> np.ndarray:
         """Log-likelihood of each name after each prompt, (B, names). As with
         `--no_caching_for_classification`: images and prompt once more for every name."""
-        scores = []
+        tokens, scores = tokens.to(self.device), []
         for name in names:
             self._encode(images)
-            tail = torch.tensor(name).expand(len(tokens), -1)
+            tail = torch.tensor(name, device=self.device).expand(len(tokens), -1)
             logits = self.lm(input_ids=torch.cat([tokens, tail], 1), use_cache=False).logits
-            logprobs = logits[:, -len(name) - 1 : -1].log_softmax(-1)
+            logprobs = logits[:, -len(name) - 1 : -1].float().log_softmax(-1)
             scores.append(logprobs.gather(2, tail[..., None]).sum((1, 2)))
-        return torch.stack(scores, 1).numpy()
+        return torch.stack(scores, 1).cpu().numpy()
 
     @torch.inference_mode()
     def classify_cached(
@@ -130,16 +146,17 @@ class TorchFlamingo:
         name's tokens stay in the next one's context, nor does it mask what pads a prompt.
         """
         self._encode(images)
+        tokens = tokens.to(self.device)
         prompt = self.lm(input_ids=tokens, use_cache=True)
         cache, last = prompt.past_key_values, prompt.logits[:, -1]
         prompt_time, scores = self.text_time, []
         for name in names:
             self.text_time = prompt_time
-            logits, total = last, torch.zeros(len(tokens))
+            logits, total = last, torch.zeros(len(tokens), device=self.device)
             for token in name:
-                total = total + logits.log_softmax(-1)[:, token]
-                one = torch.full((len(tokens), 1), token)
+                total = total + logits.float().log_softmax(-1)[:, token]
+                one = torch.full((len(tokens), 1), token, device=self.device)
                 logits = self.lm(input_ids=one, past_key_values=cache, use_cache=True).logits[:, -1]
             cache.crop(-len(name))
             scores.append(total)
-        return torch.stack(scores, 1).numpy()
+        return torch.stack(scores, 1).cpu().numpy()

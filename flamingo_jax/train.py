@@ -66,7 +66,7 @@ def train(
         f"{trained_count:,} trained and {frozen_count:,} frozen parameters "
         f"on {run.mesh.size} {run.mesh.devices.flat[0].platform} device(s)"
     )
-    _say(attention_kernels(config, run.mesh))
+    distributed.say(attention_kernels(config, run.mesh))
 
     start_up.done("weights")
 

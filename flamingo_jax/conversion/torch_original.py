@@ -101,9 +101,9 @@ def gated_cross_attention(weights: Weights, x: Any, media: Any, text_time: Any, 
 
     flat = media.flatten(1, 2)
     k, v = weights.linear("attn.to_kv", flat).chunk(2, -1)
-    image = torch.arange(1, media.shape[1] + 1).repeat_interleave(media.shape[2])
+    image = torch.arange(1, media.shape[1] + 1, device=x.device).repeat_interleave(media.shape[2])
     hidden = (text_time[:, :, None] != image)[:, None]
-    bias = torch.zeros(hidden.shape).masked_fill(hidden, torch.finfo(torch.float32).min)
+    bias = x.new_zeros(hidden.shape).masked_fill(hidden, torch.finfo(x.dtype).min)
     q = weights.linear("attn.to_q", weights.norm("attn.norm", x))
     attended = attention(q, k, v, heads, bias).masked_fill((text_time == 0)[..., None], 0)
     x = x + weights.linear("attn.to_out", attended) * weights["attn_gate"].tanh()

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Shaped
 
 from flamingo_jax.models.attention import AttentionChoice, CausalRows, attend
 from flamingo_jax.models.mesh import join_rows, row_axes, split_rows
@@ -93,13 +93,13 @@ class Texts:
     shapes: tuple[tuple[int, int], ...]
 
     @classmethod
-    def of(cls, xs: Sequence[Float[Array, "_ _ ..."]]) -> "Texts":
+    def of(cls, xs: Sequence[Shaped[Array, "_ _ ..."]]) -> "Texts":
         return cls(tuple((x.shape[0], x.shape[1]) for x in xs))
 
-    def join(self, xs: Sequence[Float[Array, "_ _ ..."]]) -> Float[Array, "N ..."]:
+    def join(self, xs: Sequence[Shaped[Array, "_ _ ..."]]) -> Shaped[Array, "N ..."]:
         return join_rows([x.reshape(-1, *x.shape[2:]) for x in xs])
 
-    def split(self, x_ND: Float[Array, "N ..."]) -> list[Float[Array, "_ _ ..."]]:
+    def split(self, x_ND: Shaped[Array, "N ..."]) -> list[Shaped[Array, "_ _ ..."]]:
         parts = split_rows(x_ND, [batch * length for batch, length in self.shapes])
         return [
             x.reshape(*shape, *x.shape[1:]) for x, shape in zip(parts, self.shapes, strict=True)
@@ -243,11 +243,11 @@ class MLP(nnx.Module):
         self.down = linear(hidden, width, bias=bias, dtype=dtype, rngs=rngs)
         self.activation = config.activation
 
-    def __call__(self, x_BLD: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         activation = ACTIVATIONS[self.activation]
         if self.gate is not None:
-            return self.down(activation(self.gate(x_BLD)) * self.up(x_BLD))
-        return self.down(activation(self.up(x_BLD)))
+            return self.down(activation(self.gate(x)) * self.up(x))
+        return self.down(activation(self.up(x)))
 
 
 class Block(nnx.Module):

@@ -6,7 +6,7 @@ from itertools import accumulate
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Shaped
 
 BATCH_AXES = ("data", "fsdp")  # over which rows of a batch are split
 TENSOR_AXIS = "tensor"  # over which heads and hidden units are split
@@ -23,7 +23,7 @@ def rows_per_device(rows: int) -> int:
     return math.ceil(rows / _row_shards()[1])
 
 
-def join_rows(parts: Sequence[Float[Array, "_ ..."]]) -> Float[Array, "N ..."]:
+def join_rows(parts: Sequence[Shaped[Array, "_ ..."]]) -> Shaped[Array, "N ..."]:
     """The rows of several arrays as those of one, so that a weight multiplies all of them at once.
 
     Each device's rows of all arrays stand next to one another: nothing moves between devices.
@@ -36,7 +36,7 @@ def join_rows(parts: Sequence[Float[Array, "_ ..."]]) -> Float[Array, "N ..."]:
     return own.reshape(-1, *shape)
 
 
-def split_rows(joined: Float[Array, "N ..."], counts: Sequence[int]) -> list[Float[Array, "_ ..."]]:
+def split_rows(joined: Shaped[Array, "N ..."], counts: Sequence[int]) -> list[Shaped[Array, "_ ..."]]:
     """`joined` taken apart again. `counts`: the rows that each part had."""
     if len(counts) == 1:
         return [joined]

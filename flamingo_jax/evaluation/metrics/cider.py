@@ -10,7 +10,7 @@ import numpy as np
 from flamingo_jax.errors import UserError
 from flamingo_jax.evaluation.metrics.ptb import tokenize
 
-__all__ = ["cider", "tokenize"]
+__all__ = ["cider", "cider_of_tokens", "tokenize"]
 
 ORDERS, SIGMA = 4, 6.0
 
@@ -44,13 +44,23 @@ def cider(
       UserError: no candidates, or an image without references.
     """
     check_references(candidates, references)
-    counts = {i: [_ngrams(tokenize(text)) for text in references[i]] for i in candidates}
+    return cider_of_tokens(
+        {i: tokenize(text) for i, text in candidates.items()},
+        {i: [tokenize(text) for text in references[i]] for i in candidates},
+    )
+
+
+def cider_of_tokens(
+    candidates: Mapping[Id, str], references: Mapping[Id, Sequence[str]]
+) -> tuple[float, dict[Id, float]]:
+    """`cider` of captions whose tokens are already parted by spaces."""
+    counts = {i: [_ngrams(text) for text in references[i]] for i in candidates}
     frequency = Counter(ngram for texts in counts.values() for ngram in set().union(*texts))
     log_images = math.log(len(candidates))
     idf = {ngram: log_images - math.log(n) for ngram, n in frequency.items()}
     scores = {}
     for i, text in candidates.items():
-        candidate = _vector(_ngrams(tokenize(text)), idf, log_images)
+        candidate = _vector(_ngrams(text), idf, log_images)
         similarities = [_similarity(candidate, _vector(c, idf, log_images)) for c in counts[i]]
         scores[i] = 10 * float(np.mean(similarities))
     return float(np.mean(list(scores.values()))), scores
