@@ -6,6 +6,7 @@ import platform
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -24,7 +25,8 @@ def keep_compiled_programs() -> None:
     none), JAX_ENABLE_COMPILATION_CACHE, and the variables of the settings above. A folder that
     cannot be written is noted, and nothing is kept.
     """
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ or not jax.config.jax_enable_compilation_cache:
+    settings: Any = jax.config
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ or not settings.jax_enable_compilation_cache:
         return
     try:
         folder = default_folder()

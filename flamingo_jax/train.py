@@ -6,7 +6,7 @@ exits with 0. On several hosts, start it once per host (docs/scaling.md).
 
 import signal
 from collections.abc import Generator, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from flamingo_jax.training.sharding import host_part, to_device
 from flamingo_jax.training.signals import StopOnSignal
 from flamingo_jax.training.start_up import StartUp, process_began
 from flamingo_jax.training.step import TrainState
+from flamingo_jax.training.vision_cache import VisionCache, check_vision_cache
 from flamingo_jax.training.watchdog import Watchdog
 
 FAILED = 64  # a vote beside the signals' numbers
@@ -56,6 +57,7 @@ def train(
     devices = jax.devices() if devices is None else devices
     start_up.done("devices")
     run = set_up(config, devices)
+    check_vision_cache(run)
     claim_workdir(workdir, dump(config))
     checkpointer = Checkpointer(workdir, keep=config.keep_checkpoints, keep_every=config.keep_every)
     frozen = run.make_frozen()
@@ -70,10 +72,12 @@ def train(
 
     start_up.done("weights")
 
-    progress = Progress(run, workdir, start, start_up, {})
+    cache = VisionCache(run, frozen, facts["frozen"]) if config.data.vision_cache else None
+    counters = cache.counters if cache else {}
+    progress = Progress(run, workdir, start, start_up, counters)
     profile = Profile(workdir / "profile", config.profile_steps if distributed.is_first() else ())
     reader = _read(run, workdir, start)
-    feed = Feed(reader, config.num_steps - start, place=partial(_place, run))
+    feed = Feed(reader, config.num_steps - start, place=partial(_place, run, cache))
     start_up.done("first batch")
 
     def vote() -> int:
@@ -83,6 +87,7 @@ def train(
     step = start
     with (
         Watchdog(config.watchdog_seconds, f"process {jax.process_index()}") as watchdog,
+        closing(cache) if cache else nullcontext(),
         closing(checkpointer),
         closing(reader),
         closing(progress),
@@ -98,7 +103,7 @@ def train(
                 state, metrics = run.train_step(state, frozen, batch)
             profile.end(step, metrics)
             # The devices have this step to do, and mostly the one before: time for the next batch.
-            with progress.aside("data", idle=metrics["loss"].is_ready):
+            with progress.aside("data", beside=metrics):
                 feed.advance()
             progress.sent(step, batch, metrics)
             progress.finish_last()
@@ -158,10 +163,12 @@ def _read(run: Run, workdir: Path, start: int) -> Generator[tuple[Batches, dict[
             yield batch, {"bad_records": bad_records.total} if source.reads_files else {}
 
 
-def _place(run: Run, element: tuple[Batches, dict[str, int]]) -> tuple[Any, dict[str, int]]:
+def _place(
+    run: Run, cache: VisionCache | None, element: tuple[Batches, dict[str, int]]
+) -> tuple[Any, dict[str, int]]:
     """An element of `_read` whose batch is on its way to the devices."""
     batch, counts = element
-    return to_device(batch, run.mesh), counts
+    return cache.place(batch) if cache else to_device(batch, run.mesh), counts
 
 
 def _stop(reason: tuple[int, int], failure: Exception | None) -> None:

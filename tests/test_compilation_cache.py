@@ -1,3 +1,8 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import pytest
 
@@ -73,3 +78,33 @@ def test_several_processes_keep_programs_in_a_folder_that_was_named_only(home, m
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     keep_only_what_is_shared()
     assert jax.config.jax_compilation_cache_dir is None
+
+
+COMMAND = """
+import jax
+import jax.numpy as jnp
+from flamingo_jax import cli
+
+def main(argv):
+    events = []
+    jax.monitoring.register_event_listener(lambda event, **_: events.append(event))
+    jax.jit(lambda x: jnp.sort(x @ x))(jnp.ones((8, 8)))
+    print(events.count("/jax/compilation_cache/cache_hits") > 0)
+
+cli.run(main)
+"""
+
+
+def test_a_command_finds_what_the_last_one_compiled(tmp_path):
+    env = {k: v for k, v in os.environ.items() if k not in ("JAX_COMPILATION_CACHE_DIR", "HOME")}
+    env |= {
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+        "XDG_CACHE_HOME": str(tmp_path),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    for found in ("False", "True"):
+        done = subprocess.run(
+            [sys.executable, "-c", COMMAND], env=env, capture_output=True, text=True, timeout=120
+        )
+        assert (done.stdout.strip(), done.stderr) == (found, "")
+    assert list((tmp_path / "flamingo_jax/compiled").rglob("*-cache"))

@@ -43,11 +43,16 @@ class DataConfig:
         core; 8 devices at 3,200 images per second keep some 15 of them busy.
       prefetch: batches that each of them keeps ready.
       max_bad_fraction: a larger share of bad records stops the run.
+      vision_cache: a directory that keeps what a frozen vision encoder makes of each image, so that
+        it is encoded once; "": none. For small sets that are seen in many epochs.
+      vision_cache_gib: its size; what comes after is encoded in every epoch.
     """
 
     workers: int = 0
     prefetch: int = 8
     max_bad_fraction: float = 0.1
+    vision_cache: str = ""
+    vision_cache_gib: float = 100.0
 
     def __post_init__(self) -> None:
         if self.workers < 0 or self.prefetch < 1 or not 0 <= self.max_bad_fraction <= 1:
@@ -55,6 +60,8 @@ class DataConfig:
                 f"workers={self.workers}, prefetch={self.prefetch}, max_bad_fraction="
                 f"{self.max_bad_fraction}: they are ≥ 0, ≥ 1 and between 0 and 1"
             )
+        if self.vision_cache_gib <= 0:
+            raise ValueError(f"vision_cache_gib is {self.vision_cache_gib}, it must be above 0")
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,9 @@ class Compilations:
         self._shapes: dict[str, str] | None = None
         jax.monitoring.register_event_duration_secs_listener(self._listen)
 
-    def _listen(self, event: str, seconds: float, **facts: Any) -> None:
-        if facts.get("fun_name") in self._names:
-            self.seconds += seconds
+    def _listen(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
+        if kwargs.get("fun_name") in self._names:
+            self.seconds += duration_secs
             self.count += event == COMPILED
 
     def check(self, step: int, batch: Any) -> None:

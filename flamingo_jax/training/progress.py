@@ -50,11 +50,9 @@ class Progress:
         )
         self._last: tuple[int, Mapping[str, Any]] | None = None
 
-    def aside(
-        self, what: str, idle: Callable[[], bool] = lambda: True
-    ) -> AbstractContextManager[None]:
+    def aside(self, what: str, beside: Any = ()) -> AbstractContextManager[None]:
         """See `Speed.aside`."""
-        return self._speed.aside(what, idle)
+        return self._speed.aside(what, beside)
 
     def sent(self, step: int, batch: Any, metrics: Mapping[str, jax.Array]) -> None:
         """A step went to the devices. The first one is waited for, as it waited for its program."""

@@ -60,17 +60,17 @@ class Speed:
         self._aside: dict[str, float] = {}
 
     @contextmanager
-    def aside(self, what: str, idle: Callable[[], bool] = lambda: True) -> Iterator[None]:
+    def aside(self, what: str, beside: Any = ()) -> Iterator[None]:
         """Time inside is not productive; `what` names it.
 
-        Unless the devices were at work all the while: `idle` tells, at the end, if they are not.
+        Unless the devices were at work all the while: at the end, `beside` is not yet computed.
         """
         begin = time.monotonic()
         try:
             yield
         finally:
             spent = time.monotonic() - begin
-            if idle():
+            if all(array.is_ready() for array in jax.tree.leaves(beside)):
                 self._aside[what] = self._aside.get(what, 0.0) + spent
 
     def begin(self, step: int, start_up: Mapping[str, float]) -> None:
@@ -116,11 +116,17 @@ class Speed:
 def seconds_at_peak(config: Config, devices: Sequence[jax.Device]) -> float | None:
     """How long a step would take if all devices did its matmuls at their peak; None: unknown chips.
 
-    What rematerialisation computes a second time is not counted (arXiv 2204.02311).
+    What rematerialisation computes a second time is not counted (arXiv 2204.02311); nor is the
+    vision encoder beside a cache of its features.
     """
     kind = devices[0].device_kind.lower()
     chip = next((CHIPS[name] for words, name in KINDS.items() if words in kind), None)
-    return step_flops(config).total / (chip.flops * len(devices)) if chip else None
+    if chip is None:
+        return None
+    parts = dict(step_flops(config).by_part)
+    if config.data.vision_cache:
+        parts.pop("vision", None)
+    return sum(part.total for part in parts.values()) / (chip.flops * len(devices))
 
 
 def replay(lines: list[dict[str, Any]]) -> tuple[float, float]:

@@ -1,11 +1,7 @@
 """The loop never lets the devices wait: the order of what it does, compilations, the start."""
 
 import dataclasses
-import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -21,7 +17,6 @@ from flamingo_jax.training.setup import set_up
 from flamingo_jax.training.speed import read_ledger
 from tests import tiny
 
-ROOT = Path(__file__).parents[2]
 CONFIG = build(Config, tiny.get_config().to_dict())
 
 
@@ -115,7 +110,8 @@ def test_another_compilation_is_counted_and_told(monkeypatch, tmp_path, capsys):
 
     monkeypatch.setattr(StepSource, "read", shorter)
     training.train(CONFIG, tmp_path, jax.devices()[:1])
-    assert facts(tmp_path, "compiled") == [1, 1, 2, 2, 2]
+    # Told one step late: step 4 had been sent when step 3 was.
+    assert facts(tmp_path, "compiled") == [1, 2, 2, 2, 2]
     warnings = [line for line in capsys.readouterr().err.splitlines() if "compiled anew" in line]
     assert len(warnings) == 1
     assert warnings[0].startswith("warning: step 4 was compiled anew: interleaved/segments was")
@@ -131,30 +127,3 @@ def test_the_start_is_told_by_its_parts(tmp_path, capsys):
     said = [line for line in capsys.readouterr().out.splitlines() if "first step ended" in line]
     assert said == [f"the first step ended after {sum(parts.values()):.1f} s "
                     f"({', '.join(f'{k} {v:.1f}' for k, v in parts.items())})"]  # fmt: skip
-
-
-def command(workdir: Path, home: Path, **environment: str) -> subprocess.CompletedProcess:
-    env = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
-    env |= {"PYTHONPATH": str(ROOT), "HOME": str(home), "XLA_FLAGS": "", **environment}
-    env.pop("XDG_CACHE_HOME", None)
-    return subprocess.run(
-        [sys.executable, "-m", "flamingo_jax.train", "--config=tests/tiny.py",
-         f"--workdir={workdir}"],
-        cwd=ROOT, env=env, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-
-
-def test_a_command_keeps_its_programs_and_starts_again_without_compiling(tmp_path):
-    cold = command(tmp_path / "cold", tmp_path)
-    assert cold.returncode == 0, cold.stderr
-    kept = sorted((tmp_path / ".cache/flamingo_jax/compiled").rglob("*-cache"))
-    assert any(path.name.startswith("jit_train_step-") for path in kept)
-    warm = command(tmp_path / "warm", tmp_path)
-    assert warm.stderr == cold.stderr
-    assert sorted((tmp_path / ".cache/flamingo_jax/compiled").rglob("*-cache")) == kept
-    seconds = [facts(tmp_path / name, "start_up")[0] for name in ("cold", "warm")]
-    assert next(iter(seconds[0])) == "imports"
-    assert seconds[1]["compilation"] < seconds[0]["compilation"]
-    metrics = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("cold", "warm")]
-    assert metrics[0] == metrics[1]
-    assert json.loads(metrics[0].splitlines()[0])["step"] == 1

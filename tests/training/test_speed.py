@@ -64,7 +64,7 @@ def test_time_beside_the_devices_work_is_not_lost(clock, tmp_path):
     facts = Speed(tmp_path / "ledger", start=0, per_step={})
     facts.begin(1, {})
     for idle in (False, True):
-        with facts.aside("data", idle=lambda idle=idle: idle):
+        with facts.aside("data", beside=SimpleNamespace(is_ready=lambda idle=idle: idle)):
             clock.now += 2
     assert facts.facts(2)["data_wait"] == pytest.approx(1 / 2)
 

@@ -30,6 +30,7 @@ from flamingo_jax.training.fingerprint import fingerprints
 from flamingo_jax.training.metrics import read_metrics
 from flamingo_jax.training.setup import set_up
 from flamingo_jax.training.sharding import MeshConfig, to_device
+from flamingo_jax.training.speed import read_ledger
 from tests import tiny
 from tests.training.test_checkpoint import files_no_larger_than
 
@@ -242,6 +243,14 @@ def uninterrupted(command, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("uninterrupted")
     finish(command(workdir))
     return workdir
+
+
+def test_the_start_is_timed_from_the_start_of_the_process(uninterrupted):
+    (parts,) = (
+        x["start_up"] for x in read_ledger(uninterrupted / "ledger.jsonl") if "start_up" in x
+    )
+    assert next(iter(parts)) == "imports"
+    assert 0.1 < parts["imports"] < 300
 
 
 def wait_for_step(process, workdir: Path, step: int) -> None:
