@@ -161,7 +161,7 @@ def _program(run: Run) -> Any:
 
     def fill(weights, patches, images, source):
         # The rest of the model is not there, and not used.
-        encoded = graph.merge(others, weights).patches(images)[:, 0]
+        encoded = graph.merge(others, weights).patches([images])[0][:, 0]
         where = source[..., None, None, None]
         return jnp.where(where < 0, patches, encoded[source]), encoded
 
