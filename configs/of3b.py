@@ -2,18 +2,8 @@
 
 from ml_collections import ConfigDict
 
-from flamingo_jax.released import MPT, NEW_MODULES, NEW_TOKENS, released
+from flamingo_jax.released import MPT_1B, NEW_MODULES, NEW_TOKENS, released
 
 
 def get_config() -> ConfigDict:
-    return released(
-        decoder={
-            **MPT,
-            "width": 2048,
-            "num_layers": 24,
-            "num_heads": 16,
-            "qk_norm": True,
-        },
-        interval=1,
-        trainable=NEW_MODULES + NEW_TOKENS,
-    )
+    return released(decoder=MPT_1B, interval=1, trainable=NEW_MODULES + NEW_TOKENS)

@@ -3,20 +3,8 @@ rows random and frozen."""
 
 from ml_collections import ConfigDict
 
-from flamingo_jax.released import NEW_MODULES, released
+from flamingo_jax.released import NEW_MODULES, REDPAJAMA_3B, released
 
 
 def get_config() -> ConfigDict:
-    return released(
-        decoder={
-            "position": "rotary",
-            "rotary_fraction": 1.0,
-            "parallel_residual": False,
-            "tie_head": False,
-            "width": 2560,
-            "num_layers": 32,
-            "num_heads": 32,
-        },
-        interval=2,
-        trainable=NEW_MODULES,
-    )
+    return released(decoder=REDPAJAMA_3B, interval=2, trainable=NEW_MODULES)

@@ -2,17 +2,8 @@
 
 from ml_collections import ConfigDict
 
-from flamingo_jax.released import MPT, NEW_MODULES, NEW_TOKENS, released
+from flamingo_jax.released import MPT_7B, NEW_MODULES, NEW_TOKENS, released
 
 
 def get_config() -> ConfigDict:
-    return released(
-        decoder={
-            **MPT,
-            "width": 4096,
-            "num_layers": 32,
-            "num_heads": 32,
-        },
-        interval=4,
-        trainable=NEW_MODULES + NEW_TOKENS,
-    )
+    return released(decoder=MPT_7B, interval=4, trainable=NEW_MODULES + NEW_TOKENS)

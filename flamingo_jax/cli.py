@@ -1,10 +1,12 @@
 """What the commands share: flags, config files with overrides, errors as one line."""
 
+import argparse
 import logging
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -26,6 +28,17 @@ def workdir() -> Path:
     return Path(WORKDIR.value)
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose mistakes are `UserError`s, and so one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; `{self.prog} --help` lists all flags")
+
+
+class _HelpAskedError(Exception):
+    pass
+
+
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
     """Run a command; print a user's mistake as one line and exit with status 2."""
     # absl and Orbax put handlers of their own on the root logger.
@@ -33,8 +46,14 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     keep_compiled_programs()
     try:
         sys.exit(main(sys.argv))
+    except _HelpAskedError:
+        print(_help(main))
+        sys.exit(0)
     except (UserError, flags.Error) as error:
         sys.exit(report(error))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
 
 
 def report(error: Exception) -> int:
@@ -44,8 +63,34 @@ def report(error: Exception) -> int:
     return 2
 
 
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    """What `flamingo_jax.load` is told."""
+    parser.add_argument("--model", type=Path, required=True, help="model directory")
+    parser.add_argument(
+        "--quantize", choices=("int8",), help="hold the frozen weights in eight bits"
+    )
+
+
+def _help(main: Callable[..., Any]) -> str:
+    """What a command's docstring says, and its flags; shared ones where the docstring has them."""
+    doc = (sys.modules[main.__module__].__doc__ or "").strip()
+    shared = {
+        "config": "a config file; --config.KEY=VALUE changes one of its settings",
+        "workdir": flags.FLAGS["workdir"].help,
+    }
+    lines = [f"  --{name}  {text}" for name, text in shared.items() if f"--{name}" in doc]
+    defined = flags.FLAGS.flags_by_module_dict()
+    # absl knows the flags of a module that was started as a command by the file's name.
+    for flag in (*defined.get(main.__module__, ()), *defined.get(sys.argv[0], ())):
+        default = "" if flag.default is None else f" (default: {flag.default})"
+        lines.append(f"  --{flag.name}  {flag.help}{default}")
+    return "\n".join([doc, "", *sorted(lines)])
+
+
 def parse_flags(argv: Sequence[str]) -> None:
     """Parse the flags that commands define. UserError: something that is no flag."""
+    if {"-h", "--help"} & {*argv[1:]}:
+        raise _HelpAskedError
     extra = flags.FLAGS(argv)[1:]
     if extra:
         raise UserError(f"unexpected argument {extra[0]!r}; every setting is a --flag=value")

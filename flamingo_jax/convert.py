@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flamingo_jax.cli import run
+from flamingo_jax.cli import Parser, run
 from flamingo_jax.errors import UserError
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="python -m flamingo_jax.convert", description=__doc__)
+    top = Parser(prog="python -m flamingo_jax.convert", description=__doc__)
     commands = top.add_subparsers(dest="command", required=True)
 
     into = commands.add_parser("import", help="torch files → model directory")

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flamingo_jax.cli import run
+from flamingo_jax import cli
 from flamingo_jax.errors import UserError
 
 SETTINGS = {
@@ -39,12 +39,12 @@ class _Add(argparse.Action):
 
 
 def parser() -> argparse.ArgumentParser:
-    flags = argparse.ArgumentParser(
+    flags = cli.Parser(
         prog="python -m flamingo_jax.generate",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    flags.add_argument("--model", type=Path, required=True, help="model directory")
+    cli.add_model_flags(flags)
     flags.add_argument(
         "--image", dest="parts", type=Path, action=_Add, metavar="FILE", help="a picture"
     )
@@ -61,9 +61,6 @@ def parser() -> argparse.ArgumentParser:
         flags.add_argument(f"--{name.replace('_', '-')}", type=kind)
     flags.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="a string that ends the text"
-    )
-    flags.add_argument(
-        "--quantize", choices=("int8",), help="hold the frozen weights in eight bits"
     )
     flags.add_argument("--seed", type=int, default=0, help="of sampling")
     flags.add_argument(
@@ -91,4 +88,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    cli.run(main)

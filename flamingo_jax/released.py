@@ -24,6 +24,17 @@ MPT = {
     "attention_bias": False,
     "mlp_bias": False,
 }
+MPT_1B = {**MPT, "width": 2048, "num_layers": 24, "num_heads": 16, "qk_norm": True}
+MPT_7B = {**MPT, "width": 4096, "num_layers": 32, "num_heads": 32}
+REDPAJAMA_3B = {
+    "position": "rotary",
+    "rotary_fraction": 1.0,
+    "parallel_residual": False,
+    "tie_head": False,
+    "width": 2560,
+    "num_layers": 32,
+    "num_heads": 32,
+}
 GPUS = 64
 
 

@@ -4,26 +4,24 @@ import argparse
 import asyncio
 import dataclasses
 import os
+import socket
 from collections.abc import Sequence
-from pathlib import Path
+from contextlib import ExitStack
 from typing import Any
 
-from flamingo_jax.cli import run
+from flamingo_jax import cli
 from flamingo_jax.errors import UserError
 
 
 def parser() -> argparse.ArgumentParser:
     from flamingo_jax.serving.limits import ServerLimits
 
-    flags = argparse.ArgumentParser(
+    flags = cli.Parser(
         prog="python -m flamingo_jax.serve",
         description=__doc__,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    flags.add_argument("--model", type=Path, required=True, help="model directory")
-    flags.add_argument(
-        "--quantize", choices=("int8",), help="hold the frozen weights in eight bits"
-    )
+    cli.add_model_flags(flags)
     flags.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in")
     flags.add_argument("--port", type=int, default=7860, help="0: any that is free")
     for field in dataclasses.fields(ServerLimits):
@@ -59,22 +57,37 @@ def main(argv: Sequence[str]) -> int:
         limits = ServerLimits(**{name: getattr(args, name) for name in names})
     except ValueError as error:
         raise UserError(str(error)) from None
-    model = flamingo_jax.load(args.model, quantize=args.quantize)
 
-    async def serve() -> None:
+    async def serve(own: socket.socket, model: Any) -> None:
         # Gradio's locks belong to the loop that is running when its app is made.
         app = make_app(model, limits)
-        config = uvicorn.Config(
-            app, args.host, args.port, log_level="warning", timeout_graceful_shutdown=5
-        )
-        socket = config.bind_socket()
-        socket.listen()  # so that nobody who reads the address comes too early
-        print("http://{}:{}".format(*socket.getsockname()[:2]), flush=True)
-        await uvicorn.Server(config).serve(sockets=[socket])
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5)
+        own.listen()  # so that nobody who reads the address comes too early
+        print("http://{}:{}".format(*own.getsockname()[:2]), flush=True)
+        await uvicorn.Server(config).serve(sockets=[own])
 
-    asyncio.run(serve())
+    with bind(args.host, args.port) as own:
+        asyncio.run(serve(own, flamingo_jax.load(args.model, quantize=args.quantize)))
     return 0
 
 
+def bind(host: str, port: int) -> socket.socket:
+    """UserError: the address is taken, or not this machine's."""
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0]
+        family, kind, protocol, _, (address, _, *scope) = found
+        with ExitStack() as opened:
+            own = opened.enter_context(socket.socket(family, kind, protocol))
+            own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            own.bind((address, port, *scope))
+            opened.pop_all()
+        return own
+    except (OSError, OverflowError) as error:
+        raise UserError(
+            f"--host={host} --port={port} cannot be served ({error}): give an address of this "
+            "machine and a port that is free, 0 for any"
+        ) from None
+
+
 if __name__ == "__main__":
-    run(main)
+    cli.run(main)

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -33,6 +34,14 @@ def test_it_starts_answers_and_stops(model_dir):
         give_up.cancel()
     assert process.returncode == -signal.SIGTERM
     assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("place", ["--host=no-such-host.invalid", "--port=70000", "taken"])
+def test_an_address_that_cannot_be_served_is_refused(model_dir, place):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        flag = f"--port={other.getsockname()[1]}" if place == "taken" else place
+        with pytest.raises(UserError, match=r"cannot be served .* a port that is free"):
+            main(["serve", f"--model={model_dir}", flag])
 
 
 @pytest.mark.parametrize("flag", ["--max-waiting=0", "--max-upload-mb=-1"])

@@ -13,13 +13,10 @@ from flamingo_jax.models.vision import VisionConfig
 def openclip_config(config: Mapping[str, Any]) -> VisionConfig:
     """From OpenCLIP's model config (`embed_dim`, `vision_cfg`, `quick_gelu`)."""
     vision = config["vision_cfg"]
-    size, width, layers = need(vision, "image_size", "width", "layers")
+    size, width = need(vision, "image_size", "width")
     return VisionConfig(
-        width=width,
-        num_layers=layers,
+        **_openclip_blocks(config, vision),
         num_heads=width // (vision.get("head_width") or 64),
-        mlp_width=int(width * (vision.get("mlp_ratio") or 4)),
-        activation="quick_gelu" if config.get("quick_gelu") else "gelu",
         image_size=size,
         patch_size=vision.get("patch_size") or 16,
         projection_width=need(config, "embed_dim")[0],
@@ -27,16 +24,11 @@ def openclip_config(config: Mapping[str, Any]) -> VisionConfig:
 
 
 def openclip_config_of(tensors: Mapping[str, np.ndarray], quick_gelu: bool) -> VisionConfig:
-    """From the shapes in a bare state dict; heads are 64 wide in every CLIP released as such."""
+    """From the shapes in a bare state dict."""
     width, _, patch, _ = tensors["conv1.weight"].shape
     patches = tensors["positional_embedding"].shape[0] - 1
-    layers = {n.split(".")[2] for n in tensors if n.startswith("transformer.resblocks.")}
     return VisionConfig(
-        width=width,
-        num_layers=len(layers),
-        num_heads=max(width // 64, 1),
-        mlp_width=tensors["transformer.resblocks.0.mlp.c_fc.weight"].shape[0],
-        activation="quick_gelu" if quick_gelu else "gelu",
+        **_blocks_of(tensors, width, quick_gelu),
         image_size=round(patches**0.5) * patch,
         patch_size=patch,
         projection_width=tensors["proj"].shape[1],
@@ -46,17 +38,9 @@ def openclip_config_of(tensors: Mapping[str, np.ndarray], quick_gelu: bool) -> V
 def hf_config(config: Mapping[str, Any], projected: bool) -> VisionConfig:
     """From the config.json of a CLIP model or of its vision tower alone."""
     vision = {**config, **(config.get("vision_config") or {})}
-    width, layers, heads, hidden = need(
-        vision, "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"
-    )
     projection = config.get("projection_dim") or vision.get("projection_dim") or 512
     return VisionConfig(
-        width=width,
-        num_layers=layers,
-        num_heads=heads,
-        mlp_width=hidden,
-        activation=activation(vision, "hidden_act", "quick_gelu"),
-        norm_eps=vision.get("layer_norm_eps") or 1e-5,
+        **_hf_blocks(vision),
         image_size=vision.get("image_size") or 224,
         patch_size=vision.get("patch_size") or 32,
         projection_width=projection if projected else 0,
@@ -67,13 +51,9 @@ def hf_config(config: Mapping[str, Any], projected: bool) -> VisionConfig:
 def openclip_text_config(config: Mapping[str, Any]) -> TextConfig:
     """From OpenCLIP's model config (`embed_dim`, `text_cfg`, `quick_gelu`)."""
     text = config["text_cfg"]
-    width, layers, heads = need(text, "width", "layers", "heads")
     return TextConfig(
-        width=width,
-        num_layers=layers,
-        num_heads=heads,
-        mlp_width=int(width * (text.get("mlp_ratio") or 4)),
-        activation="quick_gelu" if config.get("quick_gelu") else "gelu",
+        **_openclip_blocks(config, text),
+        num_heads=need(text, "heads")[0],
         vocab_size=text.get("vocab_size") or 49408,
         max_length=text.get("context_length") or 77,
         projection_width=need(config, "embed_dim")[0],
@@ -81,15 +61,10 @@ def openclip_text_config(config: Mapping[str, Any]) -> TextConfig:
 
 
 def openclip_text_config_of(tensors: Mapping[str, np.ndarray], quick_gelu: bool) -> TextConfig:
-    """From the shapes in a bare state dict; heads are 64 wide in every CLIP released as such."""
+    """From the shapes in a bare state dict."""
     vocab_size, width = tensors["token_embedding.weight"].shape
-    layers = {n.split(".")[2] for n in tensors if n.startswith("transformer.resblocks.")}
     return TextConfig(
-        width=width,
-        num_layers=len(layers),
-        num_heads=max(width // 64, 1),
-        mlp_width=tensors["transformer.resblocks.0.mlp.c_fc.weight"].shape[0],
-        activation="quick_gelu" if quick_gelu else "gelu",
+        **_blocks_of(tensors, width, quick_gelu),
         vocab_size=vocab_size,
         max_length=len(tensors["positional_embedding"]),
         projection_width=tensors["text_projection"].shape[1],
@@ -99,23 +74,52 @@ def openclip_text_config_of(tensors: Mapping[str, np.ndarray], quick_gelu: bool)
 def hf_text_config(config: Mapping[str, Any]) -> TextConfig:
     """From the config.json of a CLIP model."""
     text = {**config, **(config.get("text_config") or {})}
-    width, layers, heads, hidden = need(
-        text, "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"
-    )
     end = text.get("eos_token_id", 49407)
     return TextConfig(
-        width=width,
-        num_layers=layers,
-        num_heads=heads,
-        mlp_width=hidden,
-        activation=activation(text, "hidden_act", "quick_gelu"),
-        norm_eps=text.get("layer_norm_eps") or 1e-5,
+        **_hf_blocks(text),
         vocab_size=text.get("vocab_size") or 49408,
         max_length=text.get("max_position_embeddings") or 77,
         projection_width=config.get("projection_dim") or 512,
         # Old configs say 2, which is no token of CLIP's: transformers then takes the highest id.
         end_token=None if end == 2 else end,
     )
+
+
+def _openclip_blocks(config: Mapping[str, Any], tower: Mapping[str, Any]) -> dict[str, Any]:
+    """A tower's settings but for its heads, which OpenCLIP states in two ways."""
+    width, layers = need(tower, "width", "layers")
+    return {
+        "width": width,
+        "num_layers": layers,
+        "mlp_width": int(width * (tower.get("mlp_ratio") or 4)),
+        "activation": "quick_gelu" if config.get("quick_gelu") else "gelu",
+    }
+
+
+def _blocks_of(tensors: Mapping[str, np.ndarray], width: int, quick_gelu: bool) -> dict[str, Any]:
+    """A tower's settings; heads are 64 wide in every CLIP released as a bare state dict."""
+    layers = {n.split(".")[2] for n in tensors if n.startswith("transformer.resblocks.")}
+    return {
+        "width": width,
+        "num_layers": len(layers),
+        "num_heads": max(width // 64, 1),
+        "mlp_width": tensors["transformer.resblocks.0.mlp.c_fc.weight"].shape[0],
+        "activation": "quick_gelu" if quick_gelu else "gelu",
+    }
+
+
+def _hf_blocks(tower: Mapping[str, Any]) -> dict[str, Any]:
+    width, layers, heads, hidden = need(
+        tower, "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"
+    )
+    return {
+        "width": width,
+        "num_layers": layers,
+        "num_heads": heads,
+        "mlp_width": hidden,
+        "activation": activation(tower, "hidden_act", "quick_gelu"),
+        "norm_eps": tower.get("layer_norm_eps") or 1e-5,
+    }
 
 
 def to_hf_config(c: VisionConfig) -> dict[str, Any]:

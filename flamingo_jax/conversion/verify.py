@@ -16,6 +16,7 @@ from flamingo_jax.conversion import torch_original as original
 from flamingo_jax.conversion.exporting import openflamingo_tensors, to_torch
 from flamingo_jax.conversion.importing import Imported
 from flamingo_jax.conversion.readers import to_numpy
+from flamingo_jax.files import write_text
 from flamingo_jax.model_directory import LoadedModel, ModelDirectory
 from flamingo_jax.models.cross_attention import visible_image
 from flamingo_jax.models.flamingo import Flamingo
@@ -71,10 +72,7 @@ def compare(model: LoadedModel, directory: ModelDirectory, source: Imported, see
 
 
 def write_certificate(directory: ModelDirectory, certificate: Any) -> None:
-    target = directory.folder / "certificate.json"
-    draft = target.with_suffix(".tmp")
-    draft.write_text(json.dumps(certificate, indent=2) + "\n")
-    draft.replace(target)
+    write_text(directory.folder / "certificate.json", json.dumps(certificate, indent=2) + "\n")
 
 
 def _ours(model: LoadedModel, inputs: Inputs) -> Activations:

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from flamingo_jax.errors import UserError
+from flamingo_jax.files import write_text
 
 FEWEST = 100  # records drawn before their bad fraction says anything
 
@@ -53,9 +54,7 @@ class BadRecordLog:
         self._max_fraction = max_fraction
         if path is not None and path.exists():
             kept = [line for line in path.read_text().splitlines(True) if _before(line, start)]
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text("".join(kept))
-            temporary.replace(path)
+            write_text(path, "".join(kept))
             self.total = len(kept)
 
     def add(self, drawn: Drawn) -> None:

@@ -20,6 +20,7 @@ from flamingo_jax.data.pipeline import make_streams
 from flamingo_jax.data.streams import Stream, StreamConfig
 from flamingo_jax.data.tokenizer import TextTokens, load_tokenizer
 from flamingo_jax.errors import UserError
+from flamingo_jax.files import write_text
 from flamingo_jax.schema import build
 
 OUT = flags.DEFINE_string("out", "inspect.html", "the page that is written")
@@ -56,16 +57,15 @@ def main(argv: Sequence[str]) -> None:
         reports.append(report)
         print(summary(report), flush=True)
     out = Path(OUT.value)
-    temporary = out.with_name(out.name + ".tmp")
-    temporary.write_text(render_page(reports, levels))
-    temporary.replace(out)
+    write_text(out, render_page(reports, levels))
     print(f"wrote {out}")
 
 
 def summary(report: StreamReport) -> str:
     """One line, and one for every shard at fault."""
     fates = ", ".join(f"{count} {fate}" for fate, count in sorted(report.fates.items()))
-    lines = [f"{report.name}: {report.total:,} records; examined: {fates}"]
+    records = f"{report.total:,} records" if report.total else "no files"
+    lines = [f"{report.name}: {records}; examined: {fates}"]
     for shard in report.shards:
         lines += [f"{shard.path}: lost {damage}" for damage in shard.damage]
         if shard.repeated_keys:

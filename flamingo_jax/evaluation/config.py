@@ -73,10 +73,15 @@ class FewShotConfig:
 
 
 def make_task(name: str, options: dict[str, Any]) -> Task:
-    """UserError: no such task, or an option it does not have."""
+    """ValueError or UserError: no such task, an option it does not have or cannot have."""
     if name not in TASKS:
         raise ValueError(f"tasks has {name!r}, expected some of: {', '.join(TASKS)}")
     task: Task = build(TASKS[name], options, f"config.tasks.{name}")
+    if not task.max_new_tokens and type(task).choices is Task.choices:
+        raise ValueError(
+            f"tasks.{name}.max_new_tokens is 0, but {name} has no choices to classify among: let "
+            "it generate at least one token"
+        )
     return task
 
 

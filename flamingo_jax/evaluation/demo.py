@@ -13,6 +13,7 @@ from flamingo_jax.evaluation import demo_pictures, harness
 from flamingo_jax.evaluation.config import FewShotConfig
 from flamingo_jax.evaluation.inference import model_of_run
 from flamingo_jax.evaluation.results import Record, folder_name, read_lines
+from flamingo_jax.files import write_text
 from flamingo_jax.schema import build
 from flamingo_jax.training.checkpoint import Checkpointer, check_frozen
 from flamingo_jax.training.fingerprint import fingerprints
@@ -76,7 +77,7 @@ def write_results(workdir: Path, out: Path, shots: tuple[int, ...]) -> Path:
         "binding": {str(count): result for count, result in bound.items()},
     }
     path = workdir / "results.json"
-    path.write_text(json.dumps(results, indent=2) + "\n")
+    write_text(path, json.dumps(results, indent=2) + "\n")
     for name in ("binding.png", "prompts.png"):
         print(workdir / name)
     return path

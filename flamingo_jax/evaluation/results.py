@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from flamingo_jax.errors import UserError
+from flamingo_jax.files import write_text
 
 Record = dict[str, Any]
 PACKAGES = ("flamingo-jax", "jax", "flax", "numpy", "transformers", "tokenizers", "pillow")
@@ -30,14 +31,6 @@ FREE = (
 
 def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """The whole file or none of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
 
 
 def write_lines(path: Path, records: Iterable[Record]) -> None:

@@ -1,7 +1,6 @@
 """What a loaded model can be asked: to continue, to choose, to say how likely a document is."""
 
 import dataclasses
-import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from flamingo_jax.inference.prompts import (
     read_prompt,
     split_batch,
 )
+from flamingo_jax.inference.texts import decoded, settled, stop_strings, tokens_after
 from flamingo_jax.models.flamingo import FlamingoConfig
 from flamingo_jax.models.generate import Generated, GenerationConfig, generate, stream
 from flamingo_jax.models.params import ModelGraph, Params
@@ -153,9 +153,9 @@ class Inference:
                 f"choices are {choices!r:.80}: give a list of texts, none of them empty"
             )
         prompts, several = self._prompts(query, examples)
-        results = []
+        tokenizer, results = self.processor.tokenizer, []
         for prompt in prompts:
-            batch, tokens = collate([prompt]), [self._tokens_after(prompt, c) for c in choices]
+            batch, tokens = collate([prompt]), [tokens_after(tokenizer, prompt, c) for c in choices]
             with self._asking():
                 scores = score_continuations(
                     self.graph, self.params, batch.images, batch.tokens_BL, None, tokens
@@ -207,7 +207,7 @@ class Inference:
         """Continuations of prompts that are read, best first, in one call of the model."""
         batch = collate(prompts)
         with self._asking():
-            end = self._stop_strings(stop)
+            end = stop_strings(self.processor.tokenizer, stop)
             made = generate(*self._inputs(batch), **_rows(batch, config, seeds), stop=end)
         return [self._continuations(made, row, end) for row in range(len(prompts))]
 
@@ -223,7 +223,7 @@ class Inference:
             raise UserError(f"num_return_sequences is {config.num_return_sequences}: stream one")
         batch = collate(prompts)
         with self._asking():
-            end = self._stop_strings(stop)
+            end = stop_strings(self.processor.tokenizer, stop)
             parts = stream(*self._inputs(batch), **_rows(batch, config, seeds), stop=end)
         latest = None
         while True:
@@ -232,7 +232,7 @@ class Inference:
             # One behind, so that the last one is known as such.
             if latest is not None:
                 texts = [self._text(latest.sequences(r)[0], end) for r in range(len(prompts))]
-                yield texts if part is None else [_settled(text, stop) for text in texts]
+                yield texts if part is None else [settled(text, stop) for text in texts]
             if part is None:
                 return
             latest = part
@@ -251,15 +251,6 @@ class Inference:
     def _inputs(self, batch: Batch) -> tuple[Any, ...]:
         return self.graph, self.params, batch.images, batch.tokens_BL, batch.segments_BL
 
-    def _tokens_after(self, prompt: ReadPrompt, text: str) -> list[int]:
-        """The tokens of a text where it stands after a prompt."""
-        space = "" if prompt.text.endswith((" ", "\n", ">")) else " "
-        whole = self.processor.tokenizer(prompt.text + space + text).input_ids
-        before = prompt.tokens_L.tolist()
-        if whole[: len(before)] == before and len(whole) > len(before):
-            return whole[len(before) :]
-        return self.processor.tokenizer(space + text, add_special_tokens=False).input_ids
-
     def _continuations(
         self, made: Generated, row: int, stop: StopStrings | None
     ) -> list[Continuation]:
@@ -273,14 +264,6 @@ class Inference:
             for index, tokens in enumerate(made.sequences(row))
         ]
 
-    def _stop_strings(self, strings: Sequence[str]) -> StopStrings | None:
-        """ValueError: one of them is empty, or they are no list."""
-        if not strings:
-            return None
-        if isinstance(strings, str):
-            raise ValueError(f"stop is {strings!r}: give a list of strings")
-        return StopStrings(tuple(strings), functools.partial(decoded, self.processor.tokenizer))
-
     def _text(self, tokens: Sequence[int], stop: StopStrings | None) -> str:
         return decoded(self.processor.tokenizer, tokens) if stop is None else stop.text(tokens)
 
@@ -291,19 +274,6 @@ class Inference:
             yield
         except ValueError as error:
             raise UserError(str(error)) from None
-
-
-def decoded(tokenizer: Any, tokens: Sequence[int]) -> str:
-    """Text without the tokens that have a meaning of their own."""
-    return tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-
-
-def _settled(text: str, stop: Sequence[str]) -> str:
-    """What stays of a text that grows: a character whose bytes are not all there is held back, and
-    what may be the beginning of a string that ends it."""
-    text = text.rstrip("\N{REPLACEMENT CHARACTER}")
-    begun = (n for s in stop for n in range(1, len(s)) if text.endswith(s[:n]))
-    return text[: len(text) - max(begun, default=0)]
 
 
 def _rows(batch: Batch, config: GenerationConfig, seeds: Sequence[int]) -> dict[str, Any]:

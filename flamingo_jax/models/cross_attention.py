@@ -99,7 +99,7 @@ class GatedCrossAttention(nnx.Module):
 
     def keys_values_of(self, media: Sequence[Float[Array, "_ _ R M"]]) -> list[MediaKeysValues]:
         """Of the images of several texts."""
-        rows = [x_BTRD.reshape(-1, x_BTRD.shape[-1]) for x_BTRD in media]
+        rows = [rearrange(x_BTRD, "b t r d -> (b t r) d") for x_BTRD in media]
         joined = join_rows(rows)
         keys, values = (
             split_rows(linear(joined), list(map(len, rows))) for linear in (self.key, self.value)

@@ -116,6 +116,9 @@ def knobs_of(
         raise ValueError(
             f"there are {len(seeds)} seeds for {padded.num_rows} prompts: give each one"
         )
+    for seed in seeds:
+        if not 0 <= seed < 2**32:
+            raise ValueError(f"a seed is {seed}: give whole numbers from 0 to {2**32 - 1}")
     seeds = [*seeds, *[0] * (len(padded.active_B) - len(seeds))]
     return Knobs(
         temperature=jnp.float32(config.temperature or 1),

@@ -30,10 +30,10 @@ def join_rows(parts: Sequence[Shaped[Array, "_ ..."]]) -> Shaped[Array, "N ..."]
     """
     if len(parts) == 1:
         return parts[0]
-    shards = _shards_of([len(part) for part in parts])
-    shape = parts[0].shape[1:]
-    own = jnp.concatenate([part.reshape(shards, -1, *shape) for part in parts], axis=1)
-    return own.reshape(-1, *shape)
+    counts, shape = [len(part) for part in parts], parts[0].shape[1:]
+    shards = _shards_of(counts)
+    own = [part.reshape(shards, len(part) // shards, *shape) for part in parts]
+    return jnp.concatenate(own, axis=1).reshape(sum(counts), *shape)
 
 
 def split_rows(joined: Shaped[Array, "N ..."], counts: Sequence[int]) -> list[Shaped[Array, "_ ..."]]:
@@ -42,10 +42,10 @@ def split_rows(joined: Shaped[Array, "N ..."], counts: Sequence[int]) -> list[Sh
         return [joined]
     shards = _shards_of(counts)
     shape = joined.shape[1:]
-    own = joined.reshape(shards, -1, *shape)
+    own = joined.reshape(shards, len(joined) // shards, *shape)
     ends = list(accumulate(count // shards for count in counts))
     pieces = jnp.split(own, ends[:-1], axis=1)
-    return [piece.reshape(-1, *shape) for piece in pieces]
+    return [x.reshape(count, *shape) for x, count in zip(pieces, counts, strict=True)]
 
 
 def _shards_of(counts: Sequence[int]) -> int:

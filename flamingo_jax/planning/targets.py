@@ -106,9 +106,10 @@ def open_target(topology: str) -> Target:
       UserError: no such machine, or its compiler is not installed.
     """
     name, _, size = topology.partition(":")
-    if name == "cpu" and size.isdigit():
+    is_count = re.fullmatch(r"[1-9]\d*", size)
+    if name == "cpu" and is_count:
         return Target(topology, _cpu_devices(int(size)), None, int(size), {})
-    if name in CHIPS and not name.startswith("v") and size.isdigit():
+    if name in CHIPS and not name.startswith("v") and is_count:
         return _gpu_target(topology, name, int(size))
     if name in CHIPS and re.fullmatch(r"\d+(x\d+)+", size) and name.startswith("v"):
         return _tpu_target(topology, name, size)

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from flamingo_jax.errors import UserError
 from flamingo_jax.inference.model import Inference
+from flamingo_jax.serving.addresses import NoAddresses
 from flamingo_jax.serving.guard import Guard, busy, refusal
 from flamingo_jax.serving.limits import BusyError, ServerLimits
 from flamingo_jax.serving.service import Service
@@ -102,6 +103,7 @@ def make_app(model: Inference, limits: ServerLimits) -> FastAPI:
 
     _answer_errors(app)
     mount_page(app, service)
+    app.add_middleware(NoAddresses)
     app.add_middleware(
         Guard,
         max_bytes=limits.upload_bytes,

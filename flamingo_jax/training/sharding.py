@@ -20,7 +20,7 @@ STACKED = re.compile(r"/layers/|/tail/|^cross_attention/")  # parameters whose a
 BY_OUTPUT = re.compile(r"/(query|key|value|up|gate)/(kernel|bias)$|^decoder/head/kernel$")
 BY_INPUT = re.compile(r"/(out|down)/kernel$")
 BY_ROW = re.compile(r"^decoder/embedding/table$")  # the vocabulary
-SMALLEST_SHARDED = 2**14  # elements; smaller arrays cost more to gather than to keep
+SMALLEST_SHARDED = 2**14  # elements of a layer; smaller arrays cost more to gather than to keep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +101,9 @@ def parameter_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSp
     along the first axis after the layer axis that divides."""
     axes = _tensor_axes(path, shape, mesh)
     size = mesh.shape["fsdp"]
-    if size > 1 and math.prod(shape) >= SMALLEST_SHARDED:
-        for axis in range(_first_axis(path), len(shape)):
+    first = int(bool(STACKED.search(path)))
+    if size > 1 and math.prod(shape[first:]) >= SMALLEST_SHARDED:
+        for axis in range(first, len(shape)):
             if shape[axis] % (size * math.prod(mesh.shape[a] for a in axes[axis])) == 0:
                 axes[axis] = (*axes[axis], "fsdp")
                 break
@@ -121,10 +122,6 @@ def _tensor_axes(path: str, shape: tuple[int, ...], mesh: Mesh) -> list[tuple[st
         if size > 1 and pattern.search(path) and shape[axis] % size == 0:
             axes[axis] = (TENSOR_AXIS,)
     return axes
-
-
-def _first_axis(path: str) -> int:
-    return int(bool(STACKED.search(path)))
 
 
 def _spec(axes: list[tuple[str, ...]]) -> PartitionSpec:

@@ -6,6 +6,7 @@
 # What stands after -- goes to flamingo_jax.train. --dry-run prints the batch script instead.
 # Before the time limit the run saves and is queued again; so it is when it is preempted.
 set -euo pipefail
+source "$(dirname "$0")/../options.sh"
 
 usage() {
   cat <<'USAGE'
@@ -22,23 +23,9 @@ usage: train.sh [options] -- ARGUMENTS OF flamingo_jax.train
 USAGE
 }
 
-fail() { echo "error: $1" >&2; usage >&2; exit 2; }
-
 nodes=1 gpus=8 tasks=gpu time=24:00:00 partition= account= name=flamingo warning=300
 flags=fsdp python=.venv/bin/python dry_run=
-while [[ $# -gt 0 && $1 != -- ]]; do
-  case $1 in
-    --dry-run) dry_run=yes; shift ;;
-    --help) usage; exit 0 ;;
-    --nodes | --gpus | --tasks | --time | --partition | --account | --name | --warning | --flags | --python)
-      [[ $# -ge 2 ]] || fail "$1 needs a value"
-      printf -v "${1#--}" %s "$2"; shift 2 ;;
-    *) fail "unknown option $1" ;;
-  esac
-done
-[[ ${1-} == -- ]] || fail "no -- with arguments of flamingo_jax.train"
-shift
-[[ $# -gt 0 ]] || fail "no arguments of flamingo_jax.train after --"
+read_options "nodes gpus tasks time partition account name warning flags python" "dry-run" "$@"
 case $tasks in
   gpu) per_node=$gpus ;;
   node) per_node=1 ;;
@@ -48,7 +35,7 @@ for number in "$nodes" "$gpus" "$warning"; do
   [[ $number =~ ^[1-9][0-9]*$ ]] || fail "$number is not a positive number"
 done
 
-printf -v command ' %q' "$python" -m flamingo_jax.train "$@"
+printf -v command ' %q' "$python" -m flamingo_jax.train "${arguments[@]}"
 script=$(
   cat <<SCRIPT
 #!/usr/bin/env bash

@@ -7,6 +7,7 @@
 # --dry-run prints the manifest instead of applying it. Pods that are preempted get SIGTERM, save, and
 # start again from the checkpoint.
 set -euo pipefail
+source "$(dirname "$0")/../options.sh"
 
 usage() {
   cat <<'USAGE'
@@ -21,28 +22,14 @@ usage: jobset.sh --name NAME --image IMAGE --accelerator A --topology T --hosts 
 USAGE
 }
 
-fail() { echo "error: $1" >&2; usage >&2; exit 2; }
-
 name= image= accelerator= topology= hosts= slices=1 chips=4 restarts=100 dry_run=
-while [[ $# -gt 0 && $1 != -- ]]; do
-  case $1 in
-    --dry-run) dry_run=yes; shift ;;
-    --help) usage; exit 0 ;;
-    --name | --image | --accelerator | --topology | --hosts | --slices | --chips | --restarts)
-      [[ $# -ge 2 ]] || fail "$1 needs a value"
-      printf -v "${1#--}" %s "$2"; shift 2 ;;
-    *) fail "unknown option $1" ;;
-  esac
-done
-[[ ${1-} == -- ]] || fail "no -- with arguments of flamingo_jax.train"
-shift
-[[ $# -gt 0 ]] || fail "no arguments of flamingo_jax.train after --"
+read_options "name image accelerator topology hosts slices chips restarts" "dry-run" "$@"
 for required in name image accelerator topology hosts; do
   [[ ${!required} ]] || fail "--$required is not given"
 done
 
 command='"python", "-m", "flamingo_jax.train"'
-for argument in "$@"; do
+for argument in "${arguments[@]}"; do
   escaped=${argument//\\/\\\\}
   command+=", \"${escaped//\"/\\\"}\""
 done

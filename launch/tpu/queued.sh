@@ -7,6 +7,7 @@
 # Needs gcloud. --dry-run prints the commands instead. Run the same command again after a
 # preemption: training goes on from the last checkpoint.
 set -euo pipefail
+source "$(dirname "$0")/../options.sh"
 
 usage() {
   cat <<'USAGE'
@@ -20,23 +21,8 @@ usage: queued.sh --name NAME --zone ZONE --type TYPE [options] -- ARGUMENTS OF f
 USAGE
 }
 
-fail() { echo "error: $1" >&2; usage >&2; exit 2; }
-
 name= zone= type= runtime=v2-alpha-tpuv5-lite project= source= spot= dry_run=
-while [[ $# -gt 0 && $1 != -- ]]; do
-  case $1 in
-    --dry-run) dry_run=yes; shift ;;
-    --spot) spot=yes; shift ;;
-    --help) usage; exit 0 ;;
-    --name | --zone | --type | --runtime | --project | --source)
-      [[ $# -ge 2 ]] || fail "$1 needs a value"
-      printf -v "${1#--}" %s "$2"; shift 2 ;;
-    *) fail "unknown option $1" ;;
-  esac
-done
-[[ ${1-} == -- ]] || fail "no -- with arguments of flamingo_jax.train"
-shift
-[[ $# -gt 0 ]] || fail "no arguments of flamingo_jax.train after --"
+read_options "name zone type runtime project source" "dry-run spot" "$@"
 for required in name zone type; do
   [[ ${!required} ]] || fail "--$required is not given"
 done
@@ -71,7 +57,7 @@ if [[ ! $dry_run ]]; then
   done
 fi
 
-printf -v train ' %q' "$@"
+printf -v train ' %q' "${arguments[@]}"
 printf -v clone %q "$source"
 setup="test -d flamingo_jax || git clone --depth 1 $clone flamingo_jax"
 install="cd flamingo_jax && python3 -m venv .venv && .venv/bin/pip install --quiet -e '.[tpu]'"

@@ -6,9 +6,7 @@ from tests.conversion import goldens, torch_models
 @pytest.fixture(scope="session", params=goldens.NAMES)
 def golden(request):
     """Each golden family in turn; those that are not at hand are skipped."""
-    if goldens.place(request.param) is None:
-        pytest.skip(f"the {request.param} goldens are not at hand")
-    return goldens.load(request.param)
+    return goldens.load_or_skip(request.param)
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from flamingo_jax.conversion.importing import Imported, import_state_dict
 from flamingo_jax.conversion.openflamingo import all_rows
@@ -37,7 +38,7 @@ class Golden:
     @property
     def whole(self) -> bool:
         """Not only the committed part."""
-        return (self.folder / "checkpoint_0.pt").is_file()
+        return self.folder.parent == SHARED
 
     def batch(self, prefix: str) -> dict[str, np.ndarray]:
         """The inputs `prefix_*`, padded: images, tokens, segments, weights."""
@@ -82,16 +83,16 @@ def pad(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return np.pad(array, missing + [(0, 0)] * (array.ndim - len(shape)))
 
 
-def place(name: str) -> Path | None:
-    for folder in (SHARED / name, COMMITTED / name):
-        if folder.is_dir():
-            return folder
-    return None
+def load_or_skip(name: str) -> Golden:
+    """The test is skipped only where no case but the committed one is at hand."""
+    if not SHARED.is_dir() and not (COMMITTED / name).is_dir():
+        pytest.skip(f"the {name} goldens are not at hand")
+    return load(name)
 
 
 @functools.cache
 def load(name: str) -> Golden:
-    folder = place(name)
+    folder = (SHARED if SHARED.is_dir() else COMMITTED) / name
     weights = folder / "model.safetensors"
     imported = import_state_dict(weights if weights.is_file() else folder, folder / "config.json")
     graph = flamingo_graph(imported.config)

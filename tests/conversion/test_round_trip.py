@@ -8,6 +8,7 @@ import flamingo_jax
 from flamingo_jax.conversion.readers import read_file, read_safetensors, read_torch
 from flamingo_jax.convert import main
 from flamingo_jax.model_directory import open_directory
+from flamingo_jax.training import sharding
 from flamingo_jax.training.sharding import MeshConfig, make_mesh
 from tests.conversion import goldens, torch_models
 from tests.conversion.goldens import unpadded
@@ -59,7 +60,8 @@ def test_excess_marks_are_an_error_unless_asked_for(mpt, imported):
     assert difference[arrays["attention_mask"] == 1].max() < 2e-4
 
 
-def test_on_a_mesh_each_device_holds_its_shard(imported):
+def test_on_a_mesh_each_device_holds_its_shard(imported, monkeypatch):
+    monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 2**11)  # a layer's matrices are larger
     mesh = make_mesh(MeshConfig(data=2, fsdp=4))
     whole, sharded = flamingo_jax.load(imported), flamingo_jax.load(imported, mesh)
     split = 0

@@ -145,7 +145,7 @@ def test_every_stream_of_a_config_is_shown(tmp_path, capsys):
     out = tmp_path / "page.html"
     config = f"--config={ROOT}/tests/tiny.py"
     inspect.main(["inspect", config, "--records=4", "--documents=2", f"--out={out}"])
-    assert "pairs: 0 records; examined: 4 used" in capsys.readouterr().out
+    assert "pairs: no files; examined: 4 used" in capsys.readouterr().out
     page = out.read_text()
     assert page.count("<h2>") == 2
     assert page.count("<article>") == 4

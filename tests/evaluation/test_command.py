@@ -67,6 +67,8 @@ def test_mistakes_are_told_in_one_line(run, model_folder, tmp_path):
         run("--config.tasks={'kokko': {}}")
     with pytest.raises(UserError, match=r"unknown config key 'config\.tasks\..*foldr'"):
         run("--config.tasks.hateful_memes.foldr=x")
+    with pytest.raises(UserError, match="coco has no choices to classify among"):
+        run("--config.tasks.coco.max_new_tokens=0", tasks=("coco",))
     with pytest.raises(UserError, match=r"config\.mesh: mesh data=3 .* does not fit 8 devices"):
         run("--config.mesh.data=3")
     with pytest.raises(UserError, match=r"dev\.jsonl does not exist: put the data set there"):

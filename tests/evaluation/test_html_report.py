@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from playwright.sync_api import sync_playwright
 
 from flamingo_jax.errors import UserError
 from flamingo_jax.evaluation.compare import compare, directories
-from flamingo_jax.evaluation.html_report.charts import Line, line_chart
+from flamingo_jax.evaluation.html_report.charts import HEIGHT, WIDTH, Line, line_chart
 from flamingo_jax.evaluation.html_report.examples import steps_of
 from flamingo_jax.evaluation.html_report.page import write_report
 from flamingo_jax.evaluation.published import PUBLISHED, SHOTS
@@ -77,9 +78,8 @@ def test_the_page_holds_everything(page):
 
 
 def test_the_page_opens_without_errors(page, tmp_path):
-    sync_api = pytest.importorskip("playwright.sync_api")
     problems: list[str] = []
-    with sync_api.sync_playwright() as playwright:
+    with sync_playwright() as playwright:
         where = str(CHROMIUM) if CHROMIUM.is_file() else None
         browser = playwright.chromium.launch(executable_path=where, args=["--no-sandbox"])
         tab = browser.new_page(viewport={"width": 1100, "height": 1500})
@@ -121,7 +121,11 @@ def test_prompts_are_taken_apart():
 
 
 def test_a_chart_of_one_point():
-    ET.fromstring(line_chart([Line("<one>", [(4, 50.0, None)], "own-0")], "title"))
+    chart = ET.fromstring(line_chart([Line("<one>", [(4, 50.0, None)], "own-0")], "title"))
+    (point,) = chart.iter("circle")
+    assert 0 < float(point.get("cx")) < WIDTH
+    assert 0 < float(point.get("cy")) < HEIGHT
+    assert point.find("title").text == "<one>, 4 shots: 50.0"
 
 
 def test_what_is_no_result_is_said(tmp_path, outs):

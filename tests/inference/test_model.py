@@ -5,13 +5,10 @@ import itertools
 import jax
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 import flamingo_jax
 from flamingo_jax.data import digits
 from flamingo_jax.errors import UserError
-from flamingo_jax.inference.model import _settled, decoded
 from flamingo_jax.models import generate as generation
 from flamingo_jax.models import scoring
 from flamingo_jax.training.sharding import MeshConfig, make_mesh
@@ -78,19 +75,6 @@ def test_a_stream_grows_to_the_answer(flamingo):
     assert batch[-1][0] == parts[-1]
 
 
-def test_a_growing_text_holds_back_half_a_character():
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    bytes_only = Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
-    bytes_only.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bytes_only.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bytes_only)
-    tokens = tokenizer("naïve 🦩").input_ids
-    assert len(tokens) == 11
-    grown = [_settled(decoded(tokenizer, tokens[:n]), ()) for n in range(1, 12)]
-    assert grown == ["n", "na", "na", "naï", "naïv", "naïve", *["naïve "] * 4, "naïve 🦩"]
-    assert decoded(tokenizer, tokens[:3]) == "na\N{REPLACEMENT CHARACTER}"
-
-
 def test_a_string_ends_a_text(flamingo):
     settings = {"max_new_tokens": 8, "stop_tokens": ()}
     whole = flamingo.generate(PROMPT, **settings)
@@ -108,12 +92,6 @@ def test_a_string_ends_a_text(flamingo):
             flamingo.generate(PROMPT, stop=wrong)
     with pytest.raises(UserError, match="beams end at stop tokens only"):
         flamingo.generate(PROMPT, stop=["x"], num_beams=2)
-
-
-def test_what_may_begin_a_stop_string_is_held_back():
-    assert _settled("A cat. Out", ["Output", "\n\n"]) == "A cat. "
-    assert _settled("A cat.\n", ["Output", "\n\n"]) == "A cat."
-    assert _settled("A cat.", ["Output"]) == "A cat."
 
 
 def test_classify_chooses_the_likeliest(flamingo):

@@ -222,6 +222,9 @@ def test_prompts_that_cannot_be_are_refused(small, prompts):
         generate(small[0], small[1], images[:2], tokens, segments)
     with pytest.raises(ValueError, match="there are 1 seeds for 3 prompts"):
         generate(*inputs, segments, seeds=[4])
+    for seed in (-1, 2**32):
+        with pytest.raises(ValueError, match=f"a seed is {seed}: give whole numbers from 0 to"):
+            generate(*inputs, segments, seeds=[0, seed, 1])
     with pytest.raises(ValueError, match="none without tokens"):
         score_continuations(*inputs, segments, [[1], []])
     with pytest.raises(ValueError, match="row 0 has no token to predict"):

@@ -66,6 +66,8 @@ def test_flops_and_collectives_are_those_of_the_step(account):
     [
         ("a100:8", "topology 'a100:8' is not known; it is one like: a100-40gb:8"),
         ("h100:8x8", "topology 'h100:8x8' is not known"),
+        ("h100:0", "topology 'h100:0' is not known"),
+        ("cpu:0", "topology 'cpu:0' is not known"),
         ("v5e:8", "topology 'v5e:8' is not known"),
         ("cpu:16", "cpu:16 needs 16 CPU devices, JAX was started with 8"),
     ],

@@ -11,13 +11,22 @@ from flamingo_jax.config import Config
 from flamingo_jax.planning.account import abstract_arguments
 from flamingo_jax.planning.hlo import HloProgram
 from flamingo_jax.schema import build
+from flamingo_jax.training import sharding
 from flamingo_jax.training.program import build_program
 from flamingo_jax.training.sharding import STACKED
 from tests import tiny
 
 
+@pytest.fixture(scope="module", autouse=True)
+def small():
+    """Every matrix of a layer is large enough to be split."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "SMALLEST_SHARDED", 2**11)
+        yield
+
+
 def config_of(remat: str) -> Config:
-    """Every matrix is large enough to be split, and every kind of matrix has its own shape."""
+    """Every kind of matrix has its own shape."""
     values = tiny.get_config().to_dict()
     model = values["model"]
     model["vision"].update(width=96, num_layers=2, mlp_width=320)

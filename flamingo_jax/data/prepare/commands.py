@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from flamingo_jax.cli import Parser
 from flamingo_jax.data.prepare import options
 from flamingo_jax.data.prepare.chatgpt import ChatGpt, write_prompts
 from flamingo_jax.data.prepare.filtering import Filter
@@ -29,7 +30,7 @@ PREPARATIONS: dict[str, Any] = {
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="python -m flamingo_jax.data.prepare", description=__doc__)
+    top = Parser(prog="python -m flamingo_jax.data.prepare", description=__doc__)
     commands = top.add_subparsers(dest="command", required=True)
     for name, preparation in PREPARATIONS.items():
         command = commands.add_parser(

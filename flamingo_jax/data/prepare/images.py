@@ -12,6 +12,7 @@ from flamingo_jax.data.images import decode_image
 from flamingo_jax.data.prepare.options import option
 from flamingo_jax.data.prepare.survival import DroppedError
 from flamingo_jax.data.records import BadRecordError
+from flamingo_jax.errors import UserError
 
 NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 
@@ -48,6 +49,12 @@ def _sides(data: bytes) -> tuple[int, int]:
             return image.size
     except Exception as error:  # Pillow's readers raise many kinds on damaged bytes
         raise DroppedError("damaged image", f"{type(error).__name__}") from None
+
+
+def check_directory(path: str) -> None:
+    """UserError: it is no directory, so that every image would be missing."""
+    if not Path(path).is_dir():
+        raise UserError(f"--images={path} is no directory: name the one of the downloaded images")
 
 
 def read_image(directories: list[Path], name: Any) -> bytes:

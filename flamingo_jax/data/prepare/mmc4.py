@@ -11,7 +11,7 @@ from pathlib import Path
 from flamingo_jax.data.fields import field
 from flamingo_jax.data.parsers import assigned_passages
 from flamingo_jax.data.prepare.documents import DocumentLimits
-from flamingo_jax.data.prepare.images import ImageLimits, read_image
+from flamingo_jax.data.prepare.images import ImageLimits, check_directory, read_image
 from flamingo_jax.data.prepare.job import Unit
 from flamingo_jax.data.prepare.options import REQUIRED, option
 from flamingo_jax.data.prepare.survival import DroppedError, Tally
@@ -31,6 +31,7 @@ class Mmc4(DocumentLimits, ImageLimits):
     writer = ArrayRecords()
 
     def units(self) -> list[Unit]:
+        check_directory(self.images)
         return [Unit(path) for path in expand(self.shards, "--shards")]
 
     def samples(self, unit: Unit, tally: Tally) -> Iterator[Sample]:

@@ -9,7 +9,7 @@ from typing import Any
 from flamingo_jax.data.fields import field
 from flamingo_jax.data.parsers import sequence_passages
 from flamingo_jax.data.prepare.documents import DocumentLimits
-from flamingo_jax.data.prepare.images import ImageLimits, read_image
+from flamingo_jax.data.prepare.images import ImageLimits, check_directory, read_image
 from flamingo_jax.data.prepare.job import Unit, need
 from flamingo_jax.data.prepare.options import REQUIRED, option
 from flamingo_jax.data.prepare.survival import DroppedError, Tally
@@ -35,6 +35,7 @@ class Obelics(DocumentLimits, ImageLimits):
     writer = ArrayRecords()
 
     def units(self) -> list[Unit]:
+        check_directory(self.images)
         parquet = need("pyarrow.parquet", "prepare")
         found = []
         for path in expand(self.parquet, "--parquet"):

@@ -34,8 +34,8 @@ class FlamingoJax(LM):
         self, requests: Sequence[Any], disable_tqdm: bool = False
     ) -> list[float]:
         raise NotImplementedError(
-            "flamingo_jax does not score whole documents here; use "
-            "flamingo_jax.models.scoring.perplexity"
+            "flamingo_jax does not score whole documents here (output_type loglikelihood_rolling): "
+            "use perplexity() of a loaded model, see docs/inference.md"
         )
 
 

@@ -47,7 +47,10 @@ class FlamingoJax(lmms):
         return self.task_dict[task][split][number]
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
-        raise NotImplementedError("flamingo_jax answers single questions, not rounds of them")
+        raise NotImplementedError(
+            "flamingo_jax answers single questions: its models have learnt no dialogue, so choose "
+            "tasks without rounds (output_type generate_until or multiple_choice)"
+        )
 
 
 def manifest() -> Any:

@@ -11,6 +11,7 @@ from flamingo_jax.evaluation.html_report.examples import best_and_worst, card
 from flamingo_jax.evaluation.html_report.names import TITLES, UNITS
 from flamingo_jax.evaluation.html_report.style import OWN_COLOURS, STYLE
 from flamingo_jax.evaluation.runs import Results, read_results
+from flamingo_jax.files import write_text
 
 EXAMPLES = 3  # best, and as many worst
 
@@ -31,10 +32,7 @@ def write_report(outs: Sequence[Path], path: Path) -> Path:
         )
     evaluations = [read_results(Path(out)) for out in outs]
     comparison = compare(Path(outs[0]), Path(outs[1])) if len(outs) == 2 else None
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(_page(evaluations, comparison), "utf-8")
-    unfinished.replace(path)
+    write_text(path, _page(evaluations, comparison))
     return path
 
 

@@ -94,8 +94,8 @@ class Task(ABC):
         """The examples of a split, in the order of its files."""
 
     def choices(self, data: Path) -> tuple[str, ...]:
-        """Classification: all possible answers."""
-        raise NotImplementedError
+        """All possible answers; none: a task of free text, whose answers are generated."""
+        return ()
 
     def process(self, raw: str) -> str:
         """A generated text → the answer that is scored."""

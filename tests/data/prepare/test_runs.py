@@ -153,6 +153,12 @@ def test_a_directory_that_cannot_be_written(made, tmp_path):
         command(made[0], tmp_path / "file/out")
 
 
+def test_a_directory_of_images_that_is_not_there(tmp_path):
+    for corpus, shards in (("mmc4", "--shards"), ("obelics", "--parquet")):
+        with pytest.raises(UserError, match="--images=nowhere is no directory"):
+            main(["prepare", corpus, shards, "*", "--images=nowhere", "--out", str(tmp_path)])
+
+
 def test_the_table_of_the_docs(tmp_path, capsys):
     shards, images = write_mmc4(tmp_path / "example")
     flags = ["--shards", shards, "--images", images, "--min-image-bytes", "0"]

@@ -57,6 +57,24 @@ def zero_shot(model):
     return ZeroShot(str(model))
 
 
+def questions() -> list:
+    return [("What colour is it?", [Image.new("RGB", (20, 16), c)]) for c in COLOURS]
+
+
+def checked(evaluator, manager, model, zero_shot) -> float:
+    """Run both tasks: answers are the model's. Gives the share of right choices."""
+    found = evaluator.simple_evaluate(
+        model="flamingo_jax",
+        model_args=f"model={model}",
+        tasks=["colour", "colour_choice"],
+        task_manager=manager,
+        bootstrap_iters=0,
+    )
+    answers = {sample["doc_id"]: sample["resps"][0][0] for sample in found["samples"]["colour"]}
+    assert [answers[i] for i in range(5)] == zero_shot.generate(questions(), 3, ["\n"])
+    return found["results"]["colour_choice"]["acc,none"]
+
+
 def right_choices(zero_shot, questions) -> float:
     """The share of questions whose right colour is the likeliest."""
     chosen = [
@@ -76,18 +94,9 @@ def test_lm_evaluation_harness(model, data, tmp_path, zero_shot):
     first = write_task(tmp_path / "a", "doc_to_image", **open_question("max_gen_toks"), **asked)
     second = write_task(tmp_path / "b", None, **choices(), **dataset(data))
     manager = TaskManager(include_path=[str(first), str(second)], include_defaults=False)
-    found = evaluator.simple_evaluate(
-        model="flamingo_jax",
-        model_args=f"model={model}",
-        tasks=["colour", "colour_choice"],
-        task_manager=manager,
-        bootstrap_iters=0,
-    )
-    answers = {sample["doc_id"]: sample["resps"][0][0] for sample in found["samples"]["colour"]}
-    questions = [("What colour is it?", [Image.new("RGB", (20, 16), c)]) for c in COLOURS]
-    assert [answers[i] for i in range(5)] == zero_shot.generate(questions, 3, ["\n"])
+    accuracy = checked(evaluator, manager, model, zero_shot)
     text_only = [("What colour is it?", ()) for _ in COLOURS]
-    assert found["results"]["colour_choice"]["acc,none"] == right_choices(zero_shot, text_only)
+    assert accuracy == right_choices(zero_shot, text_only)
 
 
 def test_lmms_eval_finds_the_model_by_its_entry_point(model, data, tmp_path, zero_shot):
@@ -101,14 +110,5 @@ def test_lmms_eval_finds_the_model_by_its_entry_point(model, data, tmp_path, zer
     first = write_task(tmp_path / "a", "doc_to_visual", **open_question(tokens), **asked)
     second = write_task(tmp_path / "b", "doc_to_visual", **choices(), **dataset(data))
     manager = TaskManager(include_path=[str(first), str(second)], include_defaults=False)
-    found = evaluator.simple_evaluate(
-        model="flamingo_jax",
-        model_args=f"model={model}",
-        tasks=["colour", "colour_choice"],
-        task_manager=manager,
-        bootstrap_iters=0,
-    )
-    answers = {sample["doc_id"]: sample["resps"][0][0] for sample in found["samples"]["colour"]}
-    questions = [("What colour is it?", [Image.new("RGB", (20, 16), c)]) for c in COLOURS]
-    assert [answers[i] for i in range(5)] == zero_shot.generate(questions, 3, ["\n"])
-    assert found["results"]["colour_choice"]["acc,none"] == right_choices(zero_shot, questions)
+    accuracy = checked(evaluator, manager, model, zero_shot)
+    assert accuracy == right_choices(zero_shot, questions())

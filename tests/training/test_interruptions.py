@@ -1,0 +1,133 @@
+"""Runs as commands that are killed, or told to stop."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from flamingo_jax.training.metrics import read_metrics
+from flamingo_jax.training.speed import read_ledger
+from tests.training.test_train import CONFIG, final_params
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def command():
+    """Starts a training process of many short steps."""
+    env = {
+        **os.environ,
+        "XLA_FLAGS": "",
+        "PYTHONPATH": str(ROOT),
+    }
+
+    def start(workdir: Path, config: str = "tests/tiny.py", **changes):
+        args = {"num_steps": 300, "checkpoint_every": 20, **changes}
+        overrides = [f"--config.{key}={value}" for key, value in args.items()]
+        return subprocess.Popen(
+            [sys.executable, "-m", "flamingo_jax.train", f"--config={config}",
+             f"--workdir={workdir}", *overrides],
+            cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    return start
+
+
+def finish(process) -> str:
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return out
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(command, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("uninterrupted")
+    finish(command(workdir))
+    return workdir
+
+
+def test_the_start_is_timed_from_the_start_of_the_process(uninterrupted):
+    (parts,) = (
+        x["start_up"] for x in read_ledger(uninterrupted / "ledger.jsonl") if "start_up" in x
+    )
+    assert next(iter(parts)) == "imports"
+    assert 0.1 < parts["imports"] < 300
+
+
+def wait_for_step(process, workdir: Path, step: int) -> None:
+    path = workdir / "metrics.jsonl"
+    for _ in range(30_000):
+        if path.exists() and len(path.read_text().splitlines()) >= step:
+            return
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    raise AssertionError(f"step {step} was not reached")
+
+
+def test_a_run_that_is_killed_goes_on_bit_for_bit(command, uninterrupted, tmp_path):
+    process = command(tmp_path)
+    wait_for_step(process, tmp_path, 45)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert len(read_metrics_until_damage(tmp_path)) < 300
+    assert "resumed from step" in finish(command(tmp_path))
+    assert_same_run(tmp_path, uninterrupted)
+
+
+def test_sigterm_saves_and_exits_with_0(command, uninterrupted, tmp_path):
+    process = command(tmp_path, checkpoint_every=1000)
+    wait_for_step(process, tmp_path, 10)
+    process.send_signal(signal.SIGTERM)
+    assert "stopped by SIGTERM" in finish(process)
+    stopped = len(read_metrics(tmp_path))
+    assert stopped < 300
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == [str(stopped)]
+    assert f"resumed from step {stopped}" in finish(command(tmp_path, checkpoint_every=1000))
+    assert_same_run(tmp_path, uninterrupted)
+
+
+def test_a_signal_during_compilation_saves_and_exits_with_0(command, tmp_path):
+    """SIGUSR1 is what SLURM sends ahead of a job's end."""
+    process = command(tmp_path)
+    lines = [process.stdout.readline() for _ in range(2)]
+    assert "frozen parameters on 1 cpu device(s)" in lines[0]
+    assert lines[1].startswith("attention: vision, resampler, text of")  # what compiles comes next
+    process.send_signal(signal.SIGUSR1)
+    out = finish(process)
+    stopped = int(out.split("stopped by SIGUSR1 after step ")[1].split(";")[0])
+    assert stopped <= 3
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == [str(stopped)]
+
+
+def test_a_signal_during_evaluation_ends_it_saves_and_exits_with_0(command, tmp_path):
+    process = command(tmp_path, "tests/evaluating.py")
+    for _ in range(30_000):
+        if (tmp_path / "few_shot/3").exists():
+            break
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    assert "stopped by SIGTERM after step 3" in finish(process)
+    assert [m["step"] for m in read_metrics(tmp_path)] == [1, 2, 3]
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["3"]
+
+
+def read_metrics_until_damage(workdir: Path) -> list[str]:
+    return (workdir / "metrics.jsonl").read_text().splitlines()
+
+
+def assert_same_run(workdir: Path, reference: Path) -> None:
+    assert (workdir / "metrics.jsonl").read_text() == (reference / "metrics.jsonl").read_text()
+    config = dataclasses.replace(CONFIG, num_steps=300)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        final_params(workdir, config),
+        final_params(reference, config),
+    )
