@@ -1,6 +1,15 @@
 """Collectives of a program given as text, in the notations of XLA's compilers."""
 
+import pytest
+
 from flamingo_jax.planning.hlo import HloProgram
+
+GATHER = """
+ENTRY %main (x: bf16[4,8]) -> bf16[8,8] {{
+  %x = bf16[4,8]{{1,0}} parameter(0)
+  ROOT %whole = bf16[8,8]{{1,0}} all-gather(%x), replica_groups={}, dimensions={{0}}
+}}
+"""
 
 TEXT = """
 HloModule jit_step, is_scheduled=true
@@ -55,6 +64,30 @@ def test_groups_tell_what_crosses_nodes():
     assert gather.groups.tolist() == scatter.groups.tolist() == [list(range(8))]
     assert gather.crosses(4)
     assert not gather.crosses(8)
+
+
+@pytest.mark.parametrize(
+    ("notation", "groups"),
+    [
+        ("mesh['a'=2,'b'=3] {'b'}", [[0, 1, 2], [3, 4, 5]]),
+        ("mesh['a'=2,'b'=3] {'a'}", [[0, 3], [1, 4], [2, 5]]),
+        # The mesh's places hold these devices: 0, 2, 4, 1, 3, 5.
+        ("mesh['a'=3,'b'=2], device_ids=([2,3]T(1,0)) {'a'}", [[0, 1, 2], [3, 4, 5]]),
+        ("mesh['a'=3,'b'=2], device_ids=([2,3]T(1,0)) {'b'}", [[0, 3], [1, 4], [2, 5]]),
+        ("[2,3]<=[6]", [[0, 1, 2], [3, 4, 5]]),
+        ("[3,2]<=[2,3]T(1,0)", [[0, 3], [1, 4], [2, 5]]),
+        ("{{0,5},{1,4}}", [[0, 5], [1, 4]]),
+        ("{}", []),
+    ],
+)
+def test_groups_in_every_notation(notation, groups):
+    (collective,) = HloProgram(GATHER.format(notation)).collectives()
+    assert collective.groups.tolist() == groups
+
+
+def test_an_unknown_notation_is_no_silent_zero():
+    with pytest.raises(ValueError, match="notation that is not known: replica_groups=mesh"):
+        HloProgram(GATHER.format("mesh['a'=4] {'a':(1)2}")).collectives()
 
 
 def test_matmul_traffic_is_operands_and_results():
