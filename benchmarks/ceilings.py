@@ -7,6 +7,7 @@ must at least take, and MFU is to be taken against them rather than a data sheet
     python -m benchmarks.ceilings --json ceilings.json --device gpu --size full
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -149,6 +150,17 @@ def _wait(torch_device: str) -> None:
         torch.cuda.synchronize()
 
 
+def matmul_flops_per_second(dtype: str) -> float:
+    """The best that JAX reaches here with matrices of this type; takes some seconds."""
+    size = SIZES["small" if jax.default_backend() == "cpu" else "full"]
+
+    def reached(shape: tuple[int, int, int]) -> float:
+        own, _, _ = measured(matmul(shape, dtype, size.repeats, None), size.turns)
+        return 2.0 * size.repeats * math.prod(shape) / own
+
+    return max(map(reached, size.matmuls.values()))
+
+
 def measured(work: Work, turns: int) -> tuple[float, float | None, float | None]:
     """Median seconds of both, and their ratio; what is not there is None."""
     ours, peer = work
@@ -180,7 +192,7 @@ def main(argv: Sequence[str]) -> None:
             rate(
                 f"matmul_{dtype}_{name}",
                 "TFLOP/s",
-                2e-12 * size.repeats * np.prod(shape),
+                2e-12 * size.repeats * math.prod(shape),
                 matmul(shape, dtype, size.repeats, torch_device),
             )
             for name, shape in size.matmuls.items()
