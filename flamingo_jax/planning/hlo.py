@@ -60,21 +60,27 @@ class Collective:
     trips: int
     groups: np.ndarray
 
-    @property
-    def group_size(self) -> int:
-        return self.groups.shape[-1] if self.groups.size else 1
+    def sent_bytes(self, node_size: int) -> tuple[float, float]:
+        """What each device sends in the step: inside of its node, and to other nodes.
 
-    def crosses(self, node_size: int) -> bool:
-        """Whether a group has devices of several nodes."""
+        Arrays that end up alike on all devices travel between nodes once: the devices of a node
+        that are in one group share them, each over a network port of its own, and pass on inside of
+        their node what came (as NCCL's rings do). Everything else each device sends by itself.
+        """
+        if not self.groups.size:
+            return 0.0, 0.0
         nodes = self.groups // node_size
-        return bool((nodes != nodes[..., :1]).any())
-
-    @property
-    def sent_bytes(self) -> float:
-        """What each device sends in the step, by ring algorithms."""
-        size = max(self.group_size, 1)
+        total = self.trips * self.bytes
+        if self.kind == "collective-permute":  # groups are pairs
+            crossing = float((nodes[:, 0] != nodes[:, 1]).mean())
+            return total * (1 - crossing), total * crossing
+        size = self.groups.shape[-1]
+        count = max(len(set(group)) for group in nodes.tolist())
+        local = size / count
+        if "all-to-all" in self.kind:
+            return total * (local - 1) / size, total * (size - local) / size
         rounds = 2 if self.kind == "all-reduce" else 1
-        return rounds * self.trips * self.bytes * (size - 1) / size
+        return rounds * total * (1 - 1 / local), rounds * total * (1 - 1 / count) / local
 
 
 class HloProgram:

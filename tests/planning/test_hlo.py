@@ -52,18 +52,38 @@ def test_collectives_are_counted_by_the_trips_of_their_loop():
         32 * 8 * 2,
         5,
     )
-    assert gather.sent_bytes == 5 * 32 * 8 * 2 * 7 / 8
+    assert gather.sent_bytes(8) == (5 * 32 * 8 * 2 * 7 / 8, 0)
     assert (reduce.kind, reduce.shapes, reduce.trips) == ("all-reduce", ("f32[]",), 1)
-    assert reduce.sent_bytes == 2 * 4 * 3 / 4
+    assert reduce.sent_bytes(8) == (2 * 4 * 3 / 4, 0)
     assert (scatter.kind, scatter.shapes) == ("reduce-scatter", ("f32[16,8]",))
 
 
-def test_groups_tell_what_crosses_nodes():
+def test_devices_of_a_node_share_what_crosses_nodes():
     gather, reduce, scatter = sorted(HloProgram(TEXT).collectives(), key=lambda c: c.kind)
     assert reduce.groups.tolist() == [[0, 2, 4, 6], [1, 3, 5, 7]]
     assert gather.groups.tolist() == scatter.groups.tolist() == [list(range(8))]
-    assert gather.crosses(4)
-    assert not gather.crosses(8)
+    whole = 16 * 8 * 4
+    # Two nodes of four: half comes from the other node, a quarter of it over each port, and each
+    # device passes its part on to the three others.
+    assert scatter.sent_bytes(4) == (whole * 3 / 4, whole / 2 / 4)
+    # Alone on its node: all of it goes between nodes.
+    assert scatter.sent_bytes(1) == (0, whole * 7 / 8)
+    # Two of each group on either node.
+    assert reduce.sent_bytes(4) == (2 * 4 / 2, 2 * 4 / 2 / 2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "groups", "sent"),
+    [
+        ("collective-permute", "{{0,1},{1,2},{2,3},{3,0}}", (8 * 8 * 2 / 2, 8 * 8 * 2 / 2)),
+        ("all-to-all", "{{0,1,2,3}}", (8 * 8 * 2 / 4, 8 * 8 * 2 / 2)),
+    ],
+)
+def test_what_is_not_alike_is_sent_by_each(kind, groups, sent):
+    text = GATHER.replace("all-gather", kind).format(groups)
+    text = text.replace("replica_groups", "source_target_pairs") if "permute" in kind else text
+    (collective,) = HloProgram(text).collectives()
+    assert collective.sent_bytes(2) == sent
 
 
 @pytest.mark.parametrize(
