@@ -15,9 +15,9 @@ install: .venv/installed
 test: .venv/installed-for-tests browser
 	$(BIN)/python -m pytest -n 2 --dist loadscope
 
-# Minutes each: plans of models of their true sizes. And what is run in a process of its own.
+# Minutes each: the planner's figures for models of their true sizes.
 test-sizes: .venv/installed-for-tests compile-only
-	$(BIN)/python -m pytest -m sizes tests/models/test_mesh_generation.py tests/planning
+	$(BIN)/python -m pytest -m sizes tests/planning
 
 lint: .venv/installed-for-tests
 	$(BIN)/ruff format --check .

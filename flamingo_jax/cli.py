@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from flamingo_jax.compilation_cache import keep_compiled_programs
 from flamingo_jax.config import Config
 from flamingo_jax.data.pipeline import SOURCES
 from flamingo_jax.errors import UserError
@@ -29,6 +30,7 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     """Run a command; print a user's mistake as one line and exit with status 2."""
     # absl and Orbax put handlers of their own on the root logger.
     logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
+    keep_compiled_programs()
     try:
         sys.exit(main(sys.argv))
     except (UserError, flags.Error) as error:

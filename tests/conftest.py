@@ -29,8 +29,6 @@ from flamingo_jax.models.params import flamingo_graph
 from flamingo_jax.models.resampler import ResamplerConfig
 from flamingo_jax.models.vision import VisionConfig
 
-# Programs of eight devices that run beside one another can wait for each other's threads for ever.
-jax.config.update("jax_cpu_enable_async_dispatch", False)
 settings.register_profile("compiled", deadline=None, max_examples=30)  # examples compile
 settings.load_profile("compiled")
 

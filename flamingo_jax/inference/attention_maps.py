@@ -19,6 +19,7 @@ from flamingo_jax.errors import UserError
 from flamingo_jax.inference.model import Inference
 from flamingo_jax.models.cross_attention import GatedCrossAttention, visible_image
 from flamingo_jax.models.flamingo import Flamingo
+from flamingo_jax.models.layers import standardize
 from flamingo_jax.models.params import ModelGraph, Params
 from flamingo_jax.models.resampler import PerceiverResampler
 
@@ -145,18 +146,13 @@ def _patch_weights(
     resampler: PerceiverResampler, x_BTFND: Float[Array, "B T F N D"]
 ) -> Float[Array, "BT R FN"]:
     """The softmax inside each `ResamplerLayer`, cut to the patches; mean of layers and heads."""
-    media_BND = resampler.flat_media(x_BTFND)
+    media_BND = standardize(resampler.flat_media(x_BTFND), dtype=resampler.dtype)
     latents_RD = resampler.latents[...].astype(resampler.dtype)
     latents_BRD = jnp.broadcast_to(latents_RD, (len(media_BND), *latents_RD.shape))
 
     def body(latents_BRD: Array, layer: Any) -> tuple[Array, Array]:
-        queries_BRD = layer.latent_norm(latents_BRD)
-        keys_BSD = jnp.concatenate([layer.media_norm(media_BND), queries_BRD], axis=1)
-        q, k = (
-            rearrange(y, "b s (h k) -> b h s k", k=layer.head_dim)
-            for y in (layer.query(queries_BRD), layer.key(keys_BSD))
-        )
-        logits = jnp.einsum("bhrk,bhsk->bhrs", q, k, preferred_element_type=jnp.float32)
+        q_BRHK, k_BSHK, _ = layer.heads(latents_BRD, media_BND)
+        logits = jnp.einsum("brhk,bshk->bhrs", q_BRHK, k_BSHK, preferred_element_type=jnp.float32)
         weights = jax.nn.softmax(logits / layer.head_dim**0.5, axis=-1)
         return layer(latents_BRD, media_BND), weights[..., : media_BND.shape[1]].mean(axis=1)
 

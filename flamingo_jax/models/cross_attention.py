@@ -9,6 +9,13 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from flamingo_jax.models.image_blocks import (
+    ImageBlocks,
+    from_slots,
+    image_blocks,
+    num_slots,
+    to_slots,
+)
 from flamingo_jax.models.layers import FeedForward, layer_norm, linear
 
 # Head by head, as attention reads them: decoding would turn them anew for every token.
@@ -70,9 +77,9 @@ class GatedCrossAttention(nnx.Module):
         self.key = linear(media_width, inner, bias=False, dtype=dtype, rngs=rngs)
         self.value = linear(media_width, inner, bias=False, dtype=dtype, rngs=rngs)
         self.out = linear(inner, width, bias=False, dtype=dtype, rngs=rngs)
-        self.attention_gate = nnx.Param(jnp.full((), config.gate_init))
+        self.attention_gate = nnx.Param(jnp.full((), config.gate_init, jnp.float32))
         self.feed_forward = FeedForward(width, config.feed_forward_multiple, dtype=dtype, rngs=rngs)
-        self.feed_forward_gate = nnx.Param(jnp.full((), config.gate_init))
+        self.feed_forward_gate = nnx.Param(jnp.full((), config.gate_init, jnp.float32))
         self.config = config
 
     def __call__(
@@ -122,11 +129,45 @@ class GatedCrossAttention(nnx.Module):
         visible_BL: Int[Array, "B L"],
         sees_BLx: Bool[Array, "B L 1"],
     ) -> Float[Array, "B L D"]:
+        """Of text that sees nothing, anything finite: it is masked out afterwards."""
+        q_BLD = self.query(self.norm(x_BLD))
+        slots = num_slots(visible_BL.shape[1], media[0].shape[2])
+        if slots is None or self.config.uniform_beyond_images:
+            return self.out(self._attend_to_all(q_BLD, media, visible_BL, sees_BLx))
+        blocks = image_blocks(visible_BL, media[0].shape[2], slots)
+        attended_BSD = self._attend_by_block(to_slots(q_BLD, blocks), media, blocks)
+        return self.out(from_slots(attended_BSD, blocks))
+
+    def _attend_by_block(
+        self, q_BSD: Float[Array, "B S D"], media: MediaKeysValues, blocks: ImageBlocks
+    ) -> Float[Array, "B S D"]:
+        """Each block of text attends to the latents of its one image."""
+        image_BxNxx = blocks.image_BN[:, None, :, None, None]
+        k_BHNRK, v_BHNRK = (jnp.take_along_axis(y, image_BxNxx, 2, mode="clip") for y in media)
+        shape = {"n": blocks.image_BN.shape[1], "k": self.config.head_dim}
+        q_BNCHK = rearrange(q_BSD, "b (n c) (h k) -> b n c h k", **shape)
+        score_BHNCR = jnp.einsum(
+            "bnchk,bhnrk->bhncr", q_BNCHK, k_BHNRK, preferred_element_type=jnp.float32
+        )
+        weights_BHNCR = jax.nn.softmax(score_BHNCR * self.config.head_dim**-0.5)
+        attended_BNCHK = jnp.einsum(
+            "bhncr,bhnrk->bnchk", weights_BHNCR.astype(v_BHNRK.dtype), v_BHNRK
+        )
+        return rearrange(attended_BNCHK, "b n c h k -> b (n c) (h k)")
+
+    def _attend_to_all(
+        self,
+        q_BLD: Float[Array, "B L D"],
+        media: MediaKeysValues,
+        visible_BL: Int[Array, "B L"],
+        sees_BLx: Bool[Array, "B L 1"],
+    ) -> Float[Array, "B L D"]:
+        """All latents are attended to, those of images that are not seen with weight 0."""
         num_images, num_latents, head_dim = media[0].shape[2:]
-        q_BLHK = rearrange(self.query(self.norm(x_BLD)), "b l (h k) -> b l h k", k=head_dim)
+        q_BLHK = rearrange(q_BLD, "b l (h k) -> b l h k", k=head_dim)
         k_BHSK, v_BHSK = (rearrange(y, "b h t r k -> b h (t r) k") for y in media)
         image_S = jnp.repeat(jnp.arange(num_images), num_latents)
-        # What sees nothing is masked out afterwards; attending to all keeps its softmax finite.
+        # Attending to all where nothing is seen keeps the softmax finite.
         beyond_BLx = (visible_BL >= num_images)[..., None]
         mask_BLS = (visible_BL[..., None] == image_S) | ~sees_BLx | beyond_BLx
         # A query of zeros scores all keys alike.
@@ -139,7 +180,7 @@ class GatedCrossAttention(nnx.Module):
         )
         weights_BHLS = jax.nn.softmax(score_BHLS).astype(v_BHSK.dtype)
         attended_BLHK = jnp.einsum("bhls,bhsk->blhk", weights_BHLS, v_BHSK)
-        return self.out(rearrange(attended_BLHK, "b l h k -> b l (h k)"))
+        return rearrange(attended_BLHK, "b l h k -> b l (h k)")
 
     def _gate(self, gate: nnx.Param) -> Float[Array, ""]:
         return jnp.tanh(gate[...]).astype(self.out.dtype)

@@ -21,6 +21,7 @@ from flamingo_jax.models.layers import (
     pin_batch,
     stack,
 )
+from flamingo_jax.models.loss import chunked_nll
 from flamingo_jax.models.memory import RematPolicy, gather, of_new_layers, per_layer
 
 
@@ -147,8 +148,12 @@ class Embedding(nnx.Module):
             first += len(part)
         return x_BLD
 
+    def rows(self) -> tuple[Float[Array, "rows D"], ...]:
+        """The table's parts, in the type that they are multiplied in."""
+        return tuple(part.astype(self.dtype) for part in self._parts())
+
     def logits(self, x_BLD: Float[Array, "B L D"]) -> Float[Array, "B L V"]:
-        return row_scores(x_BLD, tuple(part.astype(self.dtype) for part in self._parts()))
+        return row_scores(x_BLD, self.rows())
 
 
 class Decoder(nnx.Module):
@@ -279,6 +284,24 @@ class Decoder(nnx.Module):
         if self.head is None:
             return gather(self.embedding, self.dtype).logits(x_BLD)
         return gather(self.head, self.dtype)(x_BLD).astype(jnp.float32)
+
+    def weighted_nll(
+        self,
+        x_BLD: Float[Array, "B L D"],
+        tokens_BL: Int[Array, "B L"],
+        weights_BL: Float[Array, "B L"],
+        *,
+        max_logits_mib: int,
+    ) -> Float[Array, ""]:
+        """`loss.weighted_nll` of the logits, which never are in memory all at once."""
+        x_BLD = self.norm(pin_batch(x_BLD))
+        if self.head is None:
+            rows = gather(self.embedding, self.dtype).rows()
+        else:
+            rows = (gather(self.head, self.dtype).kernel[...].astype(self.dtype).T,)
+        return chunked_nll(
+            row_scores, x_BLD, rows, tokens_BL, weights_BL, max_logits_mib=max_logits_mib
+        )
 
     def __call__(
         self, tokens_BL: Int[Array, "B L"], segments_BL: Int[Array, "B L"] | None = None

@@ -23,6 +23,7 @@ from flamingo_jax.models.resampler import PerceiverResampler, ResamplerConfig
 from flamingo_jax.models.vision import VisionConfig, VisionTransformer
 
 Images = UInt8[Array, "B T F H W 3"] | Float[Array, "B T F H W 3"]
+Patches = Float[Array, "B T F N D"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,9 @@ class FlamingoConfig:
     cross_attention: CrossAttentionConfig = field(default_factory=CrossAttentionConfig)
     dtype: Literal["float32", "bfloat16"] = "float32"  # of activations and matmul inputs
     remat: RematPolicy = "none"
+    # The loss looks at as many positions of each row at a time as have this much of float32 logits
+    # on a device.
+    max_logits_mib: int = 256
 
     def __post_init__(self) -> None:
         if self.decoder.num_new_tokens != 2:
@@ -42,6 +46,8 @@ class FlamingoConfig:
                 f"decoder.num_new_tokens is {self.decoder.num_new_tokens}, Flamingo needs 2: "
                 "<|endofchunk|> and <image>"
             )
+        if self.max_logits_mib < 1:
+            raise ValueError(f"max_logits_mib is {self.max_logits_mib}, it must be at least 1")
         if not 1 <= self.cross_attention.interval <= self.decoder.num_layers:
             raise ValueError(
                 f"cross_attention.interval is {self.cross_attention.interval}, it must be between "
@@ -77,37 +83,58 @@ class Flamingo(nnx.Module):
         )
         self.config = config
 
+    def patches(self, images: Images) -> Patches:
+        """What the vision encoder sees in each frame: all that a frozen one is needed for."""
+        batch, num_images, frames = images.shape[:3]
+        if not num_images:
+            vision = self.config.vision
+            return jnp.zeros((batch, 0, frames, vision.num_patches, vision.width), self.dtype)
+        flat = rearrange(images, "b t f h w c -> (b t f) h w c")
+        patches_BND = self.vision(flat, remat=self.config.remat)
+        shape = {"b": batch, "t": num_images}
+        return pin_batch(rearrange(patches_BND, "(b t f) n d -> b t f n d", **shape))
+
+    def latents(self, patches_BTFND: Patches) -> Float[Array, "B T R D"]:
+        """What the text sees of each image or video."""
+        if not patches_BTFND.shape[1]:
+            num_latents, width = self.config.resampler.num_latents, self.config.vision.width
+            return jnp.zeros((len(patches_BTFND), 0, num_latents, width), self.dtype)
+        return pin_batch(self.resampler(patches_BTFND, remat=self.config.remat))
+
     def encode_images(self, images: Images) -> Float[Array, "B T R D"]:
         """Latents of each image: uint8 RGB or normalised floats, F frames each (1 for a still)."""
-        batch, num_images = images.shape[:2]
-        if not num_images:
-            width = self.config.vision.width
-            return jnp.zeros((batch, 0, self.config.resampler.num_latents, width), self.dtype)
-        remat = self.config.remat
-        patches_BND = self.vision(rearrange(images, "b t f h w c -> (b t f) h w c"), remat=remat)
-        patches_BTFND = rearrange(patches_BND, "(b t f) n d -> b t f n d", b=batch, t=num_images)
-        return pin_batch(self.resampler(patches_BTFND, remat=remat))
+        return self.latents(self.patches(images))
 
     def together(
-        self, batches: Sequence[tuple[Images, Int[Array, "B L"], Int[Array, "B L"]]]
-    ) -> list[Float[Array, "B L V"]]:
-        """Logits of several batches of (images, tokens, segments), each with its own shapes.
+        self,
+        batches: Sequence[tuple[Float[Array, "B T R M"], Int[Array, "B L"], Int[Array, "B L"]]],
+    ) -> list[Float[Array, "B L D"]]:
+        """Decoder outputs of several batches of (latents, tokens, segments), of any shapes.
 
         What one call per batch gives, but the language model's weights are gathered once for all,
         and have one gradient, not one per batch to be added up.
         """
         attends = []
-        for images, tokens_BL, segments_BL in batches:
-            media_BTRD = self.encode_images(images)
+        for media_BTRD, tokens_BL, segments_BL in batches:
             visible_BL = visible_image(tokens_BL, self.config.image_token, segments_BL)
             attends.append(lambda block, x, m=media_BTRD, v=visible_BL: block(x, m, v))
-        texts = self.decoder.run_layers(
+        return self.decoder.run_layers(
             [self.decoder.embed(tokens_BL, segments_BL) for _, tokens_BL, segments_BL in batches],
             [self.decoder.context(segments_BL) for _, _, segments_BL in batches],
             between=(self.cross_attention, attends),
             remat=self.config.remat,
         )
-        return [self.decoder.logits(x_BLD) for x_BLD in texts]
+
+    def weighted_nll(
+        self,
+        x_BLD: Float[Array, "B L D"],
+        tokens_BL: Int[Array, "B L"],
+        weights_BL: Float[Array, "B L"],
+    ) -> Float[Array, ""]:
+        """`loss.weighted_nll` of a decoder output."""
+        return self.decoder.weighted_nll(
+            x_BLD, tokens_BL, weights_BL, max_logits_mib=self.config.max_logits_mib
+        )
 
     def __call__(
         self,
@@ -132,7 +159,8 @@ class Flamingo(nnx.Module):
         lenient = self.config.cross_attention.uniform_beyond_images
         if not lenient and not isinstance(tokens_BL, jax.core.Tracer):
             check_image_count(np.asarray(tokens_BL), self.config.image_token, images.shape[1])
-        return self.together([(images, tokens_BL, segments_BL)])[0]
+        x_BLD = self.together([(self.encode_images(images), tokens_BL, segments_BL)])[0]
+        return self.decoder.logits(x_BLD)
 
 
 def check_image_count(
@@ -149,22 +177,3 @@ def check_image_count(
             f"row {row} has {counts_B[row]} <image> tokens but {limits_B[row]} images: "
             "give every <image> its picture, or remove the mark from the text"
         )
-
-
-def weighted_nll(
-    logits_BLV: Float[Array, "B L V"],
-    tokens_BL: Int[Array, "B L"],
-    weights_BL: Float[Array, "B L"],
-) -> Float[Array, ""]:
-    """Σ weight · −log p(token | earlier tokens), in float32.
-
-    `weights_BL[:, i]` weighs the prediction *of* token i (from position i − 1); the first token is
-    never predicted. Divide by Σ weights for the mean.
-    """
-    # Shifting the targets, and picking by comparison, spares three copies of the logits.
-    targets_BL = jnp.roll(tokens_BL, -1, axis=1)
-    shifted_BL = jnp.roll(weights_BL, -1, axis=1).at[:, -1].set(0)
-    logits_BLV = logits_BLV.astype(jnp.float32)
-    is_target_BLV = jnp.arange(logits_BLV.shape[-1]) == targets_BL[..., None]
-    picked_BL = jnp.sum(jnp.where(is_target_BLV, logits_BLV, 0), axis=-1)
-    return jnp.sum(shifted_BL * (jax.nn.logsumexp(logits_BLV, axis=-1) - picked_BL))

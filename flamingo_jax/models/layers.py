@@ -98,6 +98,16 @@ def layer_norm(
     )
 
 
+def standardize(
+    x_BND: Float[Array, "B N D"], *, eps: float = 1e-5, dtype: DTypeLike
+) -> Float[Array, "B N D"]:
+    """`layer_norm` without scale and bias."""
+    x_BND = x_BND.astype(jnp.float32)
+    centered_BND = x_BND - x_BND.mean(axis=-1, keepdims=True)
+    variance_BNx = jnp.mean(centered_BND**2, axis=-1, keepdims=True)
+    return (centered_BND * jax.lax.rsqrt(variance_BNx + eps)).astype(dtype)
+
+
 def block_norm(
     config: BlockConfig, width: int, *, dtype: DTypeLike, rngs: nnx.Rngs
 ) -> nnx.LayerNorm | nnx.RMSNorm:
@@ -231,8 +241,19 @@ def pin_batch(x: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
 
     Stated at every layer boundary: without it XLA reshards activations between layers.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    axes = tuple(a for a in BATCH_AXES if a in mesh.axis_names)
-    if not axes or x.shape[0] % math.prod(mesh.shape[a] for a in axes):
+    axes, count = _row_shards()
+    if not axes or x.shape[0] % count:
         return x
     return jax.lax.with_sharding_constraint(x, PartitionSpec(axes))
+
+
+def rows_per_device(batch: int) -> int:
+    """How many of a batch's rows one device of the mesh in force holds."""
+    return math.ceil(batch / _row_shards()[1])
+
+
+def _row_shards() -> tuple[tuple[str, ...], int]:
+    """Axes of the mesh in force over which rows are split, and into how many parts."""
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = tuple(a for a in BATCH_AXES if a in mesh.axis_names)
+    return axes, math.prod(mesh.shape[a] for a in axes)

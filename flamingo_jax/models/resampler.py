@@ -9,7 +9,14 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from flamingo_jax.models.layers import FeedForward, layer_norm, linear, pin_batch, stack
+from flamingo_jax.models.layers import (
+    FeedForward,
+    layer_norm,
+    linear,
+    pin_batch,
+    stack,
+    standardize,
+)
 from flamingo_jax.models.memory import RematPolicy, gather, of_new_layers, per_layer
 
 
@@ -43,15 +50,36 @@ class ResamplerLayer(nnx.Module):
     def __call__(
         self, latents_BRD: Float[Array, "B R D"], media_BND: Float[Array, "B N D"]
     ) -> Float[Array, "B R D"]:
-        queries_BRD = self.latent_norm(latents_BRD)
-        keys_BSD = jnp.concatenate([self.media_norm(media_BND), queries_BRD], axis=1)
-        q, k, v = (
-            rearrange(y, "b s (h k) -> b s h k", k=self.head_dim)
-            for y in (self.query(queries_BRD), self.key(keys_BSD), self.value(keys_BSD))
-        )
-        attended = jax.nn.dot_product_attention(q, k, v)
+        """`media`: patch tokens, standardized already; see `standardize`."""
+        attended = jax.nn.dot_product_attention(*self.heads(latents_BRD, media_BND))
         latents_BRD = latents_BRD + self.out(rearrange(attended, "b r h k -> b r (h k)"))
         return latents_BRD + self.feed_forward(latents_BRD)
+
+    def heads(
+        self, latents_BRD: Float[Array, "B R D"], media_BND: Float[Array, "B N D"]
+    ) -> tuple[Float[Array, "B R H K"], Float[Array, "B S H K"], Float[Array, "B S H K"]]:
+        """Queries of the latents; keys and values of the media, then of the latents."""
+        y_BRD = self.latent_norm(latents_BRD)
+
+        def of_both(linear: nnx.Linear) -> Array:
+            return jnp.concatenate([self._of_media(linear, media_BND), linear(y_BRD)], axis=1)
+
+        q, k, v = self.query(y_BRD), of_both(self.key), of_both(self.value)
+        return tuple(rearrange(y, "b s (h k) -> b s h k", k=self.head_dim) for y in (q, k, v))
+
+    def _of_media(self, linear: nnx.Linear, media_BND: Array) -> Array:
+        """`linear(media_norm(media))`, with the norm's scale and bias moved into the weight.
+
+        So the matmul's input is the same in all layers, and a constant where the vision encoder is
+        frozen: it is kept once, and has no gradient that the scale and bias alone would need.
+        """
+        scale_D, bias_D = (
+            p[...].astype(jnp.float32) for p in (self.media_norm.scale, self.media_norm.bias)
+        )
+        kernel_DO = linear.kernel[...].astype(jnp.float32)
+        scaled_DO, shift_O = scale_D[:, None] * kernel_DO, bias_D @ kernel_DO
+        dtype = media_BND.dtype
+        return media_BND @ scaled_DO.astype(dtype) + shift_O.astype(dtype)
 
 
 class PerceiverResampler(nnx.Module):
@@ -96,7 +124,7 @@ class PerceiverResampler(nnx.Module):
         self, x_BTFND: Float[Array, "B T F N D"], *, remat: RematPolicy = "none"
     ) -> Float[Array, "B T R D"]:
         """Latents of each image or video. ValueError: more frames or images than embeddings."""
-        media_BND = self.flat_media(x_BTFND)
+        media_BND = standardize(self.flat_media(x_BTFND), dtype=self.dtype)
         latents_RD = gather(self.latents, self.dtype)[...].astype(self.dtype)
         latents_BRD = jnp.broadcast_to(latents_RD, (len(media_BND), *latents_RD.shape))
 

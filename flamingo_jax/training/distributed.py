@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from flamingo_jax import cli
+from flamingo_jax.compilation_cache import keep_only_what_is_shared
 from flamingo_jax.errors import UserError
 
 DEAD_AFTER_SECONDS = 60  # without a sign of life, a process is taken for dead and the others end
@@ -39,6 +40,8 @@ def joined() -> Iterator[None]:
         heartbeat_timeout_seconds=DEAD_AFTER_SECONDS,
         shutdown_timeout_seconds=DEAD_AFTER_SECONDS,
     )
+    if jax.process_count() > 1:
+        keep_only_what_is_shared()
     try:
         yield
     except Exception as error:
@@ -105,6 +108,12 @@ def _slurm_devices(environment: Mapping[str, str]) -> list[int]:
 def is_first() -> bool:
     """Whether this process logs, and writes what the processes share."""
     return jax.process_index() == 0
+
+
+def say(message: str) -> None:
+    """Print, in the process that logs."""
+    if is_first():
+        print(message, flush=True)
 
 
 class Agreement:

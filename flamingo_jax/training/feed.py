@@ -1,41 +1,66 @@
-"""Batches one step ahead of their use."""
+"""Batches ahead of their use: the next one on the devices, the one after it on the host."""
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+P = TypeVar("P")
 
 
-class Feed(Generic[T]):
-    """Takes the next element while the last is used, so that a failure is known a step ahead.
+class Feed(Generic[T, P]):
+    """Brings elements to where they are used, while those before them are in use.
 
-    Attributes:
-      failure: why there is no next element; None: there is one, or all have been taken.
+    Of the elements that are not yet taken, the first is placed and the second is fetched. So
+    `take` waits for nothing, and a failure is known one element ahead.
+
+    Args:
+      elements: in the order of their use.
+      count: how many will be taken.
+      place: begins to bring an element to where it is used. It should not wait.
     """
 
-    def __init__(self, elements: Generator[T, None, None], count: int):
+    def __init__(self, elements: Generator[T, None, None], count: int, place: Callable[[T], P]):
         self._elements = elements
         self._left = count
-        self.failure: Exception | None = None
-        self._next = self._fetch()
+        self._place = place
+        self._fetched: list[T] = []  # none or one
+        self._placed: list[P] = []  # none or one
+        self._error: Exception | None = None
+        self._fetch()
+        self.advance()
 
-    def take(self) -> T:
-        """The next element. Raises its failure, if there is one."""
+    @property
+    def failure(self) -> Exception | None:
+        """Why there is no next element; None: there is one, or all have been taken."""
+        return None if self._placed or self._fetched else self._error
+
+    def take(self) -> P:
+        """The next element, placed. Raises its failure, if there is one."""
         if self.failure is not None:
             raise self.failure
-        if self._next is None:
+        if not self._placed:
+            self.advance()
+        if not self._placed:
             raise StopIteration
-        current, self._next = self._next, self._fetch()
-        return current
+        return self._placed.pop()
 
-    def _fetch(self) -> T | None:
-        if not self._left:
-            return None
+    def advance(self) -> None:
+        """Place the next element and fetch the one after it, for which this may wait.
+
+        To be called when the devices have enough to do: after a step was sent to them.
+        """
+        if self._fetched and not self._placed:
+            self._placed.append(self._place(self._fetched.pop()))
+        if not self._fetched:
+            self._fetch()
+
+    def _fetch(self) -> None:
+        if not self._left or self._error is not None:
+            return
         self._left -= 1
         try:
-            return next(self._elements)
+            self._fetched.append(next(self._elements))
         except StopIteration:
-            self.failure = RuntimeError("the data ended before the last step")
+            self._error = RuntimeError("the data ended before the last step")
         except Exception as error:
-            self.failure = error
-        return None
+            self._error = error

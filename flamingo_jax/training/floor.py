@@ -106,7 +106,7 @@ def _weight_bytes(config: Config, counter: StreamCounter) -> dict[str, float]:
     """Matrices only: vectors are below a thousandth."""
     frozen_size = jnp.dtype(config.frozen_dtype).itemsize
     total: dict[str, float] = defaultdict(float)
-    for path, part, _ in counter.matrices():
+    for path, part in {(path, part) for path, part, _ in counter.matrices()}:
         size = FLOAT32 if path in counter.trained else frozen_size
         reads = config.accumulation_steps * (1 + counter.input_flows(path))
         total[part] += reads * size * math.prod(counter.shapes[path])
@@ -134,10 +134,10 @@ def _activations(counter: StreamCounter) -> tuple[dict[str, float], dict[str, fl
 def _inputs(counter: StreamCounter) -> dict[str, float]:
     """Numbers that parts read besides the stream of their own layers, and their gradients."""
     model, tokens = counter.model, counter.tokens
-    patches = tokens["patches"] * model.vision.width * model.resampler.num_layers
+    patches = tokens["media"] * model.vision.width * model.resampler.num_layers
     blocks = model.decoder.num_layers // model.cross_attention.interval
     latents = tokens["latents"] * model.vision.width * blocks
-    pixels = 3 * model.vision.patch_size**2 * tokens["patches"]
+    pixels = 3 * model.vision.patch_size**2 * tokens["media"]
     return {
         "vision": pixels / jnp.dtype(model.dtype).itemsize,  # bytes, not numbers
         "resampler": (1 + counter.flows_resampler + 2 * counter.flows_vision) * patches,

@@ -14,6 +14,7 @@ from jax.extend import core
 from flamingo_jax.config import Config
 from flamingo_jax.data.streams import StreamConfig
 from flamingo_jax.models.flamingo import FlamingoConfig
+from flamingo_jax.models.image_blocks import num_slots
 from flamingo_jax.models.memory import RematPolicy, of_new_layers
 from flamingo_jax.models.params import flamingo_graph, select
 
@@ -77,17 +78,17 @@ def step_flops(config: Config) -> StepFlops:
     return StepFlops(counts)
 
 
-# Which tokens a weight is applied to, by the path of the weight; None: to none, in training.
-LINEARS: tuple[tuple[str, Part, str | None], ...] = (
-    (r"^vision/patch_embedding/", "vision", "patches"),
-    (r"^vision/layers/", "vision", "vision"),
-    (r"^vision/projection/", "vision", None),
-    (r"^resampler/layers/(key|value)/", "resampler", "resampler_keys"),
-    (r"^resampler/layers/", "resampler", "latents"),
-    (r"^cross_attention/(key|value)/", "cross_attention", "latents"),
-    (r"^cross_attention/", "cross_attention", "text"),
-    (r"^decoder/(layers|tail)/", "lm", "text"),
-    (r"^decoder/(head|embedding)/", "head", "text"),
+# Which tokens a weight is applied to, by the path of the weight.
+LINEARS: tuple[tuple[str, Part, tuple[str, ...]], ...] = (
+    (r"^vision/patch_embedding/", "vision", ("media",)),
+    (r"^vision/layers/", "vision", ("vision",)),
+    (r"^vision/projection/", "vision", ()),
+    (r"^resampler/layers/(key|value)/", "resampler", ("media", "latents")),
+    (r"^resampler/layers/", "resampler", ("latents",)),
+    (r"^cross_attention/(key|value)/", "cross_attention", ("latents",)),
+    (r"^cross_attention/", "cross_attention", ("text",)),
+    (r"^decoder/(layers|tail)/", "lm", ("text",)),
+    (r"^decoder/(head|embedding)/", "head", ("text",)),
 )
 
 
@@ -107,15 +108,15 @@ class StreamCounter:
         frames = images * FRAMES
         latents = images * resampler.num_latents
         self.tokens = {
-            "patches": frames * vision.num_patches,
+            "media": frames * vision.num_patches,
             "vision": frames * (vision.num_patches + 1),
             "latents": latents,
-            "resampler_keys": frames * vision.num_patches + latents,
             "text": self.stream.batch_size * self.stream.row_length,
         }
         # Whether a gradient flows through the layers of a part. A scan treats its layers alike, so
         # one trained layer is enough for all of its stack.
         self.flows_vision = self._trains(r"^vision/(?!projection|post_norm)")
+        self.flows_patches = self.flows_vision or self._trains(r"^resampler/\w+_embedding$")
         self.flows_resampler = self.flows_vision or self._trains(r"^resampler/(?!norm)")
         self.flows_media = self.flows_resampler or self._trains("^resampler/norm")
         self.flows_text = self.flows_media or self._trains(
@@ -136,17 +137,19 @@ class StreamCounter:
         for path in self.shapes:
             rows = self.model.decoder.tie_head and path.startswith("decoder/embedding/")
             if path.endswith("/kernel") or rows:
-                part, tokens = next((p, t) for pattern, p, t in LINEARS if re.search(pattern, path))
-                if tokens is not None:
-                    yield path, part, tokens
+                part, kinds = next((p, k) for pattern, p, k in LINEARS if re.search(pattern, path))
+                for kind in kinds:
+                    yield path, part, kind
 
     def linears(self) -> None:
         for path, part, tokens in self.matrices():
-            gradients = self.input_flows(path) + (path in self.trained)
+            # The media enter each layer of the resampler as they are, and the latents as the layer
+            # below left them.
+            flows = self.flows_patches if tokens == "media" else self.input_flows(path)
             self._add(
                 part,
                 2.0 * self.tokens[tokens] * math.prod(self.shapes[path]),
-                gradients,
+                flows + (path in self.trained),
                 recomputed=self.remat(part) == "full" and self._layer_recomputes(path),
             )
 
@@ -203,10 +206,12 @@ class StreamCounter:
         )
         width = cross.num_heads * cross.head_dim
         blocks = decoder.num_layers // cross.interval
+        slots = None if cross.uniform_beyond_images else num_slots(length, self.stream.row_images)
+        pairs = slots or length * self.stream.row_images  # of text and images
         self._attention(
             "cross_attention",
             "cross_attention/",
-            rows * blocks * length * self.stream.row_images * latents * width,
+            rows * blocks * pairs * latents * width,
             flows=self.flows_text,
             keys_flow=self.flows_media or self._trains("^cross_attention/(key|value)"),
         )

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ class Speed:
       start: the step that the run goes on from.
       per_step: what a step consumes, by name, such as tokens.
       seconds_at_peak: of a step, see `seconds_at_peak`; gives the model FLOPs utilization (MFU).
+      counters: further facts, by name, such as how often the step was compiled.
     """
 
     def __init__(
@@ -46,8 +47,10 @@ class Speed:
         start: int,
         per_step: Mapping[str, int],
         seconds_at_peak: float | None = None,
+        counters: Mapping[str, Callable[[], float]] | None = None,
     ):
         self._ledger = ledger
+        self._counters = dict(counters or {})
         self._per_step = per_step
         self._seconds_at_peak = seconds_at_peak
         lines = read_ledger(ledger) if ledger else []
@@ -57,19 +60,26 @@ class Speed:
         self._aside: dict[str, float] = {}
 
     @contextmanager
-    def aside(self, what: str) -> Iterator[None]:
-        """Time inside is not productive; `what` names it."""
+    def aside(self, what: str, idle: Callable[[], bool] = lambda: True) -> Iterator[None]:
+        """Time inside is not productive; `what` names it.
+
+        Unless the devices were at work all the while: `idle` tells, at the end, if they are not.
+        """
         begin = time.monotonic()
         try:
             yield
         finally:
             spent = time.monotonic() - begin
-            self._aside[what] = self._aside.get(what, 0.0) + spent
+            if idle():
+                self._aside[what] = self._aside.get(what, 0.0) + spent
 
-    def begin(self, step: int) -> None:
-        """The clock starts after this step: the first one, which waited for compilation."""
-        if self._last is None:
-            self._restart(step)
+    def begin(self, step: int, start_up: Mapping[str, float]) -> None:
+        """The clock starts after this step: the first one, which waited for compilation.
+
+        `start_up` is what took how many seconds until then, for the ledger.
+        """
+        self._append({"first_step": step, "time": time.time(), "start_up": dict(start_up)})
+        self._restart(step)
 
     def facts(self, step: int) -> dict[str, float]:
         """About the time since the last call: rates per second, shares of the time.
@@ -88,7 +98,7 @@ class Speed:
         facts["goodput"] = self._productive / max(time.time() - self._began, 1e-9)
         if self._seconds_at_peak is not None:
             facts["mfu"] = self._seconds_at_peak * steps / seconds
-        facts |= _memory()
+        facts |= _memory() | {name: count() for name, count in self._counters.items()}
         self._append({"step": step, "time": time.time(), "productive": productive, **facts})
         self._restart(step)
         return facts
@@ -119,7 +129,7 @@ def replay(lines: list[dict[str, Any]]) -> tuple[float, float]:
     for line in lines:
         if "start" in line:
             done = [(step, seconds) for step, seconds in done if step <= line["start"]]
-        else:
+        elif "productive" in line:
             done.append((line["step"], line["productive"]))
     return lines[0]["time"], sum(seconds for _, seconds in done)
 

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from flamingo_jax.models.flamingo import weighted_nll
+from flamingo_jax.models.flamingo import Flamingo
 from flamingo_jax.models.params import ModelGraph, Params
 
-Batch = Mapping[str, Mapping[str, Array]]  # stream → images, tokens, segments, weights
+# stream → images (B, T, F, H, W, 3) or their patches (B, T, F, N, D); tokens, segments, weights
+Batch = Mapping[str, Mapping[str, Array]]
 Metrics = dict[str, Array]
 
 
@@ -36,13 +37,23 @@ def stream_losses(
 ) -> dict[str, Float[Array, ""]]:
     """Loss of each stream: Σ weight·nll of its tokens over `totals`, the Σ weight it is part of."""
     model = graph.merge(params, frozen)
-    logits = model.together(
-        [(rows["images"], rows["tokens"], rows["segments"]) for rows in batch.values()]
+    rows = {name: see(model, stream) for name, stream in batch.items()}
+    texts = model.together(
+        [(model.latents(r["patches"]), r["tokens"], r["segments"]) for r in rows.values()]
     )
     return {
-        name: weighted_nll(logits_BLV, rows["tokens"], rows["weights"]) / totals[name]
-        for (name, rows), logits_BLV in zip(batch.items(), logits, strict=True)
+        name: model.weighted_nll(x_BLD, batch[name]["tokens"], batch[name]["weights"])
+        / totals[name]
+        for name, x_BLD in zip(batch, texts, strict=True)
     }
+
+
+def see(model: Flamingo, stream: Mapping[str, Array]) -> dict[str, Array]:
+    """The rows of a stream with their images' patch tokens instead of the images."""
+    if "patches" in stream:
+        return dict(stream)
+    others = {name: value for name, value in stream.items() if name != "images"}
+    return {**others, "patches": model.patches(stream["images"])}
 
 
 def make_train_step(
@@ -68,6 +79,10 @@ def make_train_step(
         return sum(stream_weights[name] * loss for name, loss in losses.items()), losses
 
     def gradients(params, frozen, batch, totals):
+        if not any(path.startswith("vision/") for path in params):
+            # Outside of what is differentiated, so that nothing of the encoder can be kept for it.
+            model = graph.merge(params, frozen)
+            batch = {name: see(model, stream) for name, stream in batch.items()}
         (_, losses), grads = jax.value_and_grad(loss_fn, has_aux=True)(
             params, frozen, batch, totals
         )

@@ -12,7 +12,7 @@ from flamingo_jax.data.examples import ExampleMaker
 from flamingo_jax.data.packing import Packing, pack
 from flamingo_jax.data.pipeline import StepSource, StreamConfig, make_streams
 from flamingo_jax.data.tokenizer import load_tokenizer
-from flamingo_jax.models.flamingo import weighted_nll
+from flamingo_jax.models.loss import weighted_nll
 from tests.conftest import IMAGE, VOCAB, random_images
 
 WORDS = ("dax", "wug", "toma", "zorp", "fep")

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flamingo_jax.models.flamingo import check_image_count, weighted_nll
+from flamingo_jax.models.flamingo import check_image_count
+from flamingo_jax.models.loss import weighted_nll
 from flamingo_jax.models.params import flamingo_graph, init_params, select
 from tests.conftest import IMAGE, VOCAB, random_images, random_params, small_config
 
@@ -166,13 +167,6 @@ def test_bfloat16_has_finite_gradients(batch):
 
     gradient = jax.jit(jax.grad(loss))(params)
     assert all(bool(jnp.isfinite(g).all()) for g in gradient.values())
-
-
-def test_weighted_nll_by_hand():
-    logits = jnp.log(jnp.array([[[0.2, 0.8], [0.5, 0.5], [0.9, 0.1]]]))
-    tokens, weights = jnp.array([[0, 1, 0]]), jnp.array([[1.0, 1.0, 0.5]])
-    expected = -np.log(0.8) - 0.5 * np.log(0.5)
-    np.testing.assert_allclose(weighted_nll(logits, tokens, weights), expected, rtol=1e-6)
 
 
 def test_select_names_patterns_that_match_nothing():

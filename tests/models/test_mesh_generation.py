@@ -30,7 +30,6 @@ def placed(params, mesh):
     return {p: jax.device_put(x, NamedSharding(mesh, specs[p])) for p, x in params.items()}
 
 
-@pytest.mark.sizes  # apart from `make test`, where it has hung after half an hour of other programs
 @pytest.mark.parametrize("int8", [False, True])
 def test_a_mesh_is_one_device(small, prompts, int8):
     graph, params, _ = small

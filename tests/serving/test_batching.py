@@ -24,7 +24,7 @@ class Echo:
         self.calls = []
         self.go = threading.Event()
 
-    def stream_batch(self, prompts, config, seeds):
+    def stream_batch(self, prompts, config, seeds, stop):
         self.calls.append([prompt.text for prompt in prompts])
         assert self.go.wait(30)
         if "refuse" in prompts[0].text:
@@ -52,14 +52,20 @@ async def said(ticket):
     return [text async for text in ticket.texts(30)]
 
 
+async def taken(batcher):
+    """Until a request is in the model's hands."""
+    async with asyncio.timeout(30):
+        while not batcher.model.calls:
+            await asyncio.sleep(0.01)
+
+
 def ask(batcher, make_tickets):
     """Answers (or errors) of tickets that wait at once."""
 
     async def all_of_them():
         first, *others = make_tickets()
         batcher.submit(first)
-        while not batcher.model.calls:  # the first one is in the model's hands
-            await asyncio.sleep(0.01)
+        await taken(batcher)
         for other in others:
             batcher.submit(other)
         batcher.model.go.set()
@@ -107,8 +113,7 @@ def test_an_error_is_told_and_the_next_are_answered(batcher, caplog):
 def test_no_more_than_the_limit_may_wait(batcher):
     async def crowd():
         batcher.submit(ticket("first"))
-        while not batcher.model.calls:
-            await asyncio.sleep(0.01)
+        await taken(batcher)
         for _ in range(12):
             batcher.submit(ticket("more"))
         with pytest.raises(BusyError, match="12 requests are waiting already"):
@@ -137,8 +142,7 @@ def test_nobody_waits_for_ever_or_is_answered_in_vain(batcher):
 def test_closing_tells_those_who_wait(batcher):
     async def close():
         batcher.submit(ticket("first"))
-        while not batcher.model.calls:
-            await asyncio.sleep(0.01)
+        await taken(batcher)
         waiting = ticket("waiting")
         batcher.submit(waiting)
         closing = threading.Thread(target=batcher.close)

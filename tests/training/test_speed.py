@@ -30,9 +30,15 @@ def clock(monkeypatch):
 
 
 def test_rates_and_shares_of_the_time(clock, tmp_path):
-    facts = Speed(tmp_path / "ledger", start=0, per_step={"tokens": 50}, seconds_at_peak=0.25)
+    facts = Speed(
+        tmp_path / "ledger",
+        start=0,
+        per_step={"tokens": 50},
+        seconds_at_peak=0.25,
+        counters={"compiled": lambda: 1},
+    )
     clock.now += 20  # start-up and compilation
-    facts.begin(1)
+    facts.begin(1, {"compilation": 20})
     assert facts.facts(1) == {}
     clock.now += 6
     with facts.aside("data"):
@@ -46,16 +52,27 @@ def test_rates_and_shares_of_the_time(clock, tmp_path):
             "data_wait": 0.3,
             "goodput": 6 / 30,
             "mfu": 0.25,
+            "compiled": 1,
         }
     )
     clock.now += 10
     assert facts.facts(21)["goodput"] == pytest.approx(16 / 40)
+    assert read_ledger(tmp_path / "ledger")[1]["start_up"] == {"compilation": 20}
+
+
+def test_time_beside_the_devices_work_is_not_lost(clock, tmp_path):
+    facts = Speed(tmp_path / "ledger", start=0, per_step={})
+    facts.begin(1, {})
+    for idle in (False, True):
+        with facts.aside("data", idle=lambda idle=idle: idle):
+            clock.now += 2
+    assert facts.facts(2)["data_wait"] == pytest.approx(1 / 2)
 
 
 def test_the_ledger_survives_restarts_and_lost_steps_do_not_count(clock, tmp_path):
     ledger = tmp_path / "ledger"
     first = Speed(ledger, start=0, per_step={})
-    first.begin(1)
+    first.begin(1, {})
     for step in (10, 20):
         clock.now += 5
         first.facts(step)
@@ -64,16 +81,11 @@ def test_the_ledger_survives_restarts_and_lost_steps_do_not_count(clock, tmp_pat
         file.write("\n")
     clock.now += 10  # nothing ran
     second = Speed(ledger, start=10, per_step={})  # steps 11 to 20 were lost
-    second.begin(11)
+    second.begin(11, {})
     clock.now += 5
     assert second.facts(21)["goodput"] == pytest.approx((5 + 5) / 25)
-    assert [line.get("start", line.get("step")) for line in read_ledger(ledger)] == [
-        0,
-        10,
-        20,
-        10,
-        21,
-    ]
+    lines = [line for line in read_ledger(ledger) if "first_step" not in line]
+    assert [line.get("start", line.get("step")) for line in lines] == [0, 10, 20, 10, 21]
 
 
 @pytest.mark.parametrize(
@@ -89,7 +101,7 @@ def test_the_fastest_possible_step(kind, peak):
 
 def test_a_process_that_does_not_log_writes_no_ledger(clock, tmp_path):
     facts = Speed(None, start=0, per_step={"images": 2})
-    facts.begin(1)
+    facts.begin(1, {})
     clock.now += 1
     assert facts.facts(2)["images_per_second"] == 2
     assert json.dumps(list(tmp_path.iterdir())) == "[]"
