@@ -50,6 +50,7 @@ COLORS = {
     "state": "#57606a",
     "activations": "#e8833a",
 }
+NAMES = {"lm": "language model", "cross_attention": "cross-attention"}
 
 
 def config_of(text: int, images: int, model: str, remat: str) -> Config:
@@ -110,7 +111,7 @@ def draw(found: list[dict[str, Any]], path: Path) -> None:
             _bars(grid[1, column], own, "gib")
             grid[1, column].set_xlabel(name)
         grid[0, 0].set_ylabel("TFLOP of one update")
-        grid[1, 0].set_ylabel("GiB")
+        grid[1, 0].set_ylabel("GiB, at least")
         for row in grid:
             handles, names = row[0].get_legend_handles_labels()
             # Topmost of the bars first.
@@ -128,7 +129,7 @@ def _bars(axes: Axes, own: list[dict[str, Any]], kind: str) -> None:
     places, bottom = np.arange(len(own)), np.zeros(len(own))
     for name in own[0][kind]:
         heights = np.array([point[kind][name] for point in own])
-        axes.bar(places, heights, 0.7, bottom, color=COLORS[name], label=name.replace("_", "-"))
+        axes.bar(places, heights, 0.7, bottom, color=COLORS[name], label=NAMES.get(name, name))
         bottom += heights
     for place, height in zip(places, bottom, strict=True):
         axes.text(place, height, f"{height:.3g}", ha="center", va="bottom", fontsize=8)

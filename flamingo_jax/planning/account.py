@@ -214,15 +214,14 @@ def _traffic(hlo: HloProgram, node_size: int) -> list[Traffic]:
     traffic = []
     for kind in kinds:
         of_kind = [c for c in collectives if c.kind == kind]
-        crossing = [c for c in of_kind if c.crosses(node_size)]
-        inside = [c for c in of_kind if not c.crosses(node_size)]
+        sent = [c.sent_bytes(node_size) for c in of_kind]
         traffic.append(
             Traffic(
                 kind,
                 sum(c.trips for c in of_kind),
                 gigabytes(c.trips * c.bytes for c in of_kind),
-                gigabytes(c.sent_bytes for c in inside),
-                gigabytes(c.sent_bytes for c in crossing),
+                gigabytes(inside for inside, _ in sent),
+                gigabytes(between for _, between in sent),
             )
         )
     return traffic

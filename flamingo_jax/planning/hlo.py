@@ -24,6 +24,10 @@ ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
 CALLED = re.compile(r"(?:calls|body|condition|to_apply|async_execution_computation)=%?([\w.\-]+)")
 BRANCHES = re.compile(r"(?:branch_computations|called_computations)=\{([^}]*)\}")
 TRIPS = re.compile(r'"known_trip_count":\s*\{"n":\s*"?(\d+)')
+ORDER = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"
+MESH = re.compile(
+    r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(" + ORDER + r"\))?\s*\{((?:'\w+'[, ]*)*)\}"
+)
 MATMUL_CALLS = ("cublas", "__onednn", "Eigen", "gemm")
 
 
@@ -56,21 +60,27 @@ class Collective:
     trips: int
     groups: np.ndarray
 
-    @property
-    def group_size(self) -> int:
-        return self.groups.shape[-1] if self.groups.size else 1
+    def sent_bytes(self, node_size: int) -> tuple[float, float]:
+        """What each device sends in the step: inside of its node, and to other nodes.
 
-    def crosses(self, node_size: int) -> bool:
-        """Whether a group has devices of several nodes."""
+        Arrays that end up alike on all devices travel between nodes once: the devices of a node
+        that are in one group share them, each over a network port of its own, and pass on inside of
+        their node what came (as NCCL's rings do). Everything else each device sends by itself.
+        """
+        if not self.groups.size:
+            return 0.0, 0.0
         nodes = self.groups // node_size
-        return bool((nodes != nodes[..., :1]).any())
-
-    @property
-    def sent_bytes(self) -> float:
-        """What each device sends in the step, by ring algorithms."""
-        size = max(self.group_size, 1)
+        total = self.trips * self.bytes
+        if self.kind == "collective-permute":  # groups are pairs
+            crossing = float((nodes[:, 0] != nodes[:, 1]).mean())
+            return total * (1 - crossing), total * crossing
+        size = self.groups.shape[-1]
+        count = max(len(set(group)) for group in nodes.tolist())
+        local = size / count
+        if "all-to-all" in self.kind:
+            return total * (local - 1) / size, total * (size - local) / size
         rounds = 2 if self.kind == "all-reduce" else 1
-        return rounds * self.trips * self.bytes * (size - 1) / size
+        return rounds * total * (1 - 1 / local), rounds * total * (1 - 1 / count) / local
 
 
 class HloProgram:
@@ -199,25 +209,30 @@ def _groups(attributes: str) -> np.ndarray:
         return np.array(_integer_lists(pairs[1]))
     if listed := re.search(r"replica_groups=\{(\{.*?\})\}", attributes):
         return np.array(_integer_lists(listed[1]))
-    iota = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes)
-    if iota:
-        shape, sizes = ([int(n) for n in part.split(",")] for part in iota.groups()[:2])
-        places = np.arange(math.prod(sizes)).reshape(sizes)
-        if iota[3]:
-            places = places.transpose([int(n) for n in iota[3].split(",")])
-        return places.reshape(shape)
-    mesh = re.search(r"replica_groups=mesh\[(.*?)\](?:\S*)\s*\{(.*?)\}", attributes)
-    if mesh:
+    if iota := re.search(r"replica_groups=\[([\d,]+)\]<=" + ORDER, attributes):
+        return _order(*iota.groups()[1:]).reshape(_integers(iota[1]))
+    if mesh := MESH.search(attributes):
         axes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", mesh[1])}
-        used = [list(axes).index(name) for name in re.findall(r"'(\w+)'", mesh[2])]
-        places = np.arange(math.prod(axes.values())).reshape(tuple(axes.values()))
+        used = [list(axes).index(name) for name in re.findall(r"'(\w+)'", mesh[4])]
+        count = math.prod(axes.values())
+        places = _order(mesh[2] or str(count), mesh[3]).reshape(tuple(axes.values()))
         kept = [axis for axis in range(places.ndim) if axis not in used]
         size = math.prod(places.shape[axis] for axis in used)
         return places.transpose(kept + used).reshape(-1, size)
+    if unknown := re.search(r"replica_groups=(?!\{\}).*", attributes):
+        raise ValueError(f"groups of devices in a notation that is not known: {unknown[0][:200]}")
     return np.zeros((0, 1), int)
 
 
+def _order(sizes: str, permutation: str | None) -> np.ndarray:
+    """What `[2,8]T(1,0)` stands for: 0, 1, … in this shape, transposed."""
+    places = np.arange(math.prod(_integers(sizes))).reshape(_integers(sizes))
+    return places.transpose(_integers(permutation)) if permutation else places
+
+
+def _integers(text: str) -> list[int]:
+    return [int(n) for n in text.split(",")]
+
+
 def _integer_lists(text: str) -> list[list[int]]:
-    return [
-        [int(n) for n in part.split(",")] for part in re.findall(r"([\d,]+)", text) if part != ","
-    ]
+    return [_integers(part) for part in re.findall(r"([\d,]+)", text) if part != ","]

@@ -1,6 +1,15 @@
 """Collectives of a program given as text, in the notations of XLA's compilers."""
 
+import pytest
+
 from flamingo_jax.planning.hlo import HloProgram
+
+GATHER = """
+ENTRY %main (x: bf16[4,8]) -> bf16[8,8] {{
+  %x = bf16[4,8]{{1,0}} parameter(0)
+  ROOT %whole = bf16[8,8]{{1,0}} all-gather(%x), replica_groups={}, dimensions={{0}}
+}}
+"""
 
 TEXT = """
 HloModule jit_step, is_scheduled=true
@@ -43,18 +52,62 @@ def test_collectives_are_counted_by_the_trips_of_their_loop():
         32 * 8 * 2,
         5,
     )
-    assert gather.sent_bytes == 5 * 32 * 8 * 2 * 7 / 8
+    assert gather.sent_bytes(8) == (5 * 32 * 8 * 2 * 7 / 8, 0)
     assert (reduce.kind, reduce.shapes, reduce.trips) == ("all-reduce", ("f32[]",), 1)
-    assert reduce.sent_bytes == 2 * 4 * 3 / 4
+    assert reduce.sent_bytes(8) == (2 * 4 * 3 / 4, 0)
     assert (scatter.kind, scatter.shapes) == ("reduce-scatter", ("f32[16,8]",))
 
 
-def test_groups_tell_what_crosses_nodes():
+def test_devices_of_a_node_share_what_crosses_nodes():
     gather, reduce, scatter = sorted(HloProgram(TEXT).collectives(), key=lambda c: c.kind)
     assert reduce.groups.tolist() == [[0, 2, 4, 6], [1, 3, 5, 7]]
     assert gather.groups.tolist() == scatter.groups.tolist() == [list(range(8))]
-    assert gather.crosses(4)
-    assert not gather.crosses(8)
+    whole = 16 * 8 * 4
+    # Two nodes of four: half comes from the other node, a quarter of it over each port, and each
+    # device passes its part on to the three others.
+    assert scatter.sent_bytes(4) == (whole * 3 / 4, whole / 2 / 4)
+    # Alone on its node: all of it goes between nodes.
+    assert scatter.sent_bytes(1) == (0, whole * 7 / 8)
+    # Two of each group on either node.
+    assert reduce.sent_bytes(4) == (2 * 4 / 2, 2 * 4 / 2 / 2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "groups", "sent"),
+    [
+        ("collective-permute", "{{0,1},{1,2},{2,3},{3,0}}", (8 * 8 * 2 / 2, 8 * 8 * 2 / 2)),
+        ("all-to-all", "{{0,1,2,3}}", (8 * 8 * 2 / 4, 8 * 8 * 2 / 2)),
+    ],
+)
+def test_what_is_not_alike_is_sent_by_each(kind, groups, sent):
+    text = GATHER.replace("all-gather", kind).format(groups)
+    text = text.replace("replica_groups", "source_target_pairs") if "permute" in kind else text
+    (collective,) = HloProgram(text).collectives()
+    assert collective.sent_bytes(2) == sent
+
+
+@pytest.mark.parametrize(
+    ("notation", "groups"),
+    [
+        ("mesh['a'=2,'b'=3] {'b'}", [[0, 1, 2], [3, 4, 5]]),
+        ("mesh['a'=2,'b'=3] {'a'}", [[0, 3], [1, 4], [2, 5]]),
+        # The mesh's places hold these devices: 0, 2, 4, 1, 3, 5.
+        ("mesh['a'=3,'b'=2], device_ids=([2,3]T(1,0)) {'a'}", [[0, 1, 2], [3, 4, 5]]),
+        ("mesh['a'=3,'b'=2], device_ids=([2,3]T(1,0)) {'b'}", [[0, 3], [1, 4], [2, 5]]),
+        ("[2,3]<=[6]", [[0, 1, 2], [3, 4, 5]]),
+        ("[3,2]<=[2,3]T(1,0)", [[0, 3], [1, 4], [2, 5]]),
+        ("{{0,5},{1,4}}", [[0, 5], [1, 4]]),
+        ("{}", []),
+    ],
+)
+def test_groups_in_every_notation(notation, groups):
+    (collective,) = HloProgram(GATHER.format(notation)).collectives()
+    assert collective.groups.tolist() == groups
+
+
+def test_an_unknown_notation_is_no_silent_zero():
+    with pytest.raises(ValueError, match="notation that is not known: replica_groups=mesh"):
+        HloProgram(GATHER.format("mesh['a'=4] {'a':(1)2}")).collectives()
 
 
 def test_matmul_traffic_is_operands_and_results():
