@@ -36,7 +36,9 @@ def join_rows(parts: Sequence[Shaped[Array, "_ ..."]]) -> Shaped[Array, "N ..."]
     return jnp.concatenate(own, axis=1).reshape(sum(counts), *shape)
 
 
-def split_rows(joined: Shaped[Array, "N ..."], counts: Sequence[int]) -> list[Shaped[Array, "_ ..."]]:
+def split_rows(
+    joined: Shaped[Array, "N ..."], counts: Sequence[int]
+) -> list[Shaped[Array, "_ ..."]]:
     """`joined` taken apart again. `counts`: the rows that each part had."""
     if len(counts) == 1:
         return [joined]
