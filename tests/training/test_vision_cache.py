@@ -136,7 +136,7 @@ def test_eight_devices_share_a_cache(config, plain, tmp_path):
 
 
 def test_a_trained_vision_encoder_is_refused(config, tmp_path):
-    trained = dataclasses.replace(config, trainable=("^vision/layers/", "^resampler/"))
+    trained = dataclasses.replace(config, trainable=("^vision/layers/", *config.trainable))
     message = r"config\.trainable trains the vision encoder \(vision/layers/.*set one of them only"
     with pytest.raises(UserError, match=message):
         train(cached(trained, tmp_path / "cache"), tmp_path / "run", jax.devices()[:1])
