@@ -27,7 +27,7 @@ class TorchTraining:
     """
 
     def __init__(self, config: FlamingoConfig, params: Mapping[str, Any], device: str):
-        self.model = TorchFlamingo(config, params)
+        self.model = TorchFlamingo(config, params, device)
         self.autocast = torch.autocast(device, torch.bfloat16, enabled=device != "cpu")
         self.first_new_row = config.decoder.vocab_size
         lm, weights = self.model.lm, self.model.weights

@@ -40,7 +40,8 @@ class Side:
         )
 
     def run(self, what: str) -> dict[str, Any]:
-        assert self.process.stdin and self.process.stdout
+        assert self.process.stdin
+        assert self.process.stdout
         print(what, file=self.process.stdin, flush=True)
         line = self.process.stdout.readline()
         if not line:
@@ -123,10 +124,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--side", choices=("ours", "original"), help=argparse.SUPPRESS)
     flags = argv[1:]
     side = parser.parse_args(flags).side
-    if not side:
-        args = report.parse(parser, argv)
-    else:
-        args = parser.parse_args(flags)
+    args = parser.parse_args(flags) if side else report.parse(parser, argv)
     if args.device == "cpu":
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
     config = run_config(args.size, args.layers, args.rows, args.remat)

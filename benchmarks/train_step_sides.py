@@ -1,4 +1,4 @@
-"""Both sides of `benchmarks.train_step`: each builds its model, makes steps, and times its parts."""
+"""Both sides of `benchmarks.train_step`: each builds its model, makes steps, times its parts."""
 
 import dataclasses
 import json
@@ -160,7 +160,11 @@ class Original:
 
     def parts(self) -> dict[str, Call]:
         def synchronous(run: Call) -> Call:
-            return lambda: (run(), self.synchronize()) and None
+            def call() -> None:
+                run()
+                self.synchronize()
+
+            return call
 
         return {name: synchronous(f) for name, f in self.training.parts(self.batch).items()}
 
@@ -187,6 +191,8 @@ def serve(side: str, config: Config, device: str) -> None:
     What libraries print goes to standard error, so that every line of standard output is an answer.
 
     Args:
+      side: "ours" or "original".
+      config: of the run whose step is made.
       device: "cpu", or that of JAX or PyTorch.
     """
     answers, sys.stdout = sys.stdout, sys.stderr

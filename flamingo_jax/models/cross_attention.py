@@ -129,12 +129,8 @@ class GatedCrossAttention(nnx.Module):
         sees = [self._sees(kv, seen_BL) for kv, seen_BL in zip(media, visible, strict=True)]
         sees_Nx = texts.join(sees)[:, None]
         q_ND = self.query(self.norm(x_ND))
-        attended_ND = texts.join(
-            [
-                self._attend(q_BLD, *one)
-                for q_BLD, *one in zip(texts.split(q_ND), media, visible, sees, strict=True)
-            ]
-        )
+        each = zip(texts.split(q_ND), media, visible, sees, strict=True)
+        attended_ND = texts.join([self._attend(q, kv, v, s) for q, kv, v, s in each])
         gated_ND = self._gate(self.attention_gate) * self.out(attended_ND)
         y_ND = x_ND + jnp.where(sees_Nx, gated_ND, 0)
         dense_ND = self._gate(self.feed_forward_gate) * self.feed_forward(y_ND)

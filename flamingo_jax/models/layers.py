@@ -7,7 +7,7 @@ T images per row, F frames per image, N patch tokens per frame, R latents per im
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -116,9 +116,9 @@ class Linear(nnx.Linear):
     """A linear layer of all leading axes as one, so that its gradients are plain matmuls: for
     several contracted axes, XLA on a CPU writes transposed copies."""
 
-    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... E"]:
-        y_NE = super().__call__(x.reshape(-1, x.shape[-1]))
-        return y_NE.reshape(*x.shape[:-1], -1)
+    def __call__(self, inputs: Any, out_sharding: Any = None) -> Float[Array, "... E"]:
+        y_NE = super().__call__(inputs.reshape(-1, inputs.shape[-1]), out_sharding)
+        return y_NE.reshape(*inputs.shape[:-1], y_NE.shape[-1])
 
 
 def layer_norm(

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,8 @@ from jaxtyping import Array, Float, Int
 from flamingo_jax.models.layers import pin_batch
 from flamingo_jax.models.mesh import rows_per_device
 
-Head = Callable[[Array, Any], Array]  # (x, parameters) → float32 logits
+Parts = tuple[Array, ...]
+Head = Callable[[Array, Parts], Array]  # (x, its parameters) → float32 logits
 
 
 def weighted_nll(
@@ -31,7 +31,7 @@ def weighted_nll(
 def chunked_nll(
     head: Head,
     x_BLD: Float[Array, "B L D"],
-    params: Any,
+    params: Parts,
     tokens_BL: Int[Array, "B L"],
     weights_BL: Float[Array, "B L"],
     *,
@@ -43,7 +43,11 @@ def chunked_nll(
     parameter without a gradient costs nothing.
 
     Args:
-      head: to be the same object in every trace.
+      head: logits of x by its parameters; to be the same object in every trace.
+      x_BLD: what the head takes.
+      params: of the head.
+      tokens_BL: see `weighted_nll`.
+      weights_BL: likewise.
       max_logits_mib: of float32 logits per device that are alive at once. With their gradient and
         the softmax, up to three times as much.
     """
@@ -82,15 +86,13 @@ def _scanned_nll(head, params, x_CBLD, targets_CBL, weights_CBL):
 
 
 def _scanned_nll_forward(head, params, x_CBLD, targets_CBL, weights_CBL):
-    leaves, tree = jax.tree.flatten(params, is_leaf=lambda node: hasattr(node, "perturbed"))
-    wanted = [leaf.perturbed for leaf in leaves]
-    fixed = [leaf.value for leaf in leaves]
+    wanted, fixed = [part.perturbed for part in params], [part.value for part in params]
     trained = [value for value, want in zip(fixed, wanted, strict=True) if want]
 
     def loss(trained, x, targets, weights):
         new = iter(trained)
         values = [next(new) if want else old for old, want in zip(fixed, wanted, strict=True)]
-        return _nll(head(pin_batch(x), tree.unflatten(values)), targets, weights)
+        return _nll(head(pin_batch(x), tuple(values)), targets, weights)
 
     def add(sums, chunk):
         total, gradients = sums
@@ -102,7 +104,7 @@ def _scanned_nll_forward(head, params, x_CBLD, targets_CBL, weights_CBL):
     chunks = x_CBLD.value, targets_CBL.value, weights_CBL.value
     (total, gradients), of_x_CBLD = jax.lax.scan(add, zeros, chunks)
     new = iter([g.astype(value.dtype) for g, value in zip(gradients, trained, strict=True)])
-    of_params = tree.unflatten([next(new) if want else None for want in wanted])
+    of_params = tuple(next(new) if want else None for want in wanted)
     return total, (of_params, of_x_CBLD)
 
 

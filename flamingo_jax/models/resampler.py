@@ -68,7 +68,10 @@ class ResamplerLayer(nnx.Module):
             return jnp.concatenate([self._of_media(linear, media_BND), linear(y_BRD)], axis=1)
 
         q, k, v = self.query(y_BRD), of_both(self.key), of_both(self.value)
-        return tuple(rearrange(y, "b s (h k) -> b s h k", k=self.head_dim) for y in (q, k, v))
+        return self._by_head(q), self._by_head(k), self._by_head(v)
+
+    def _by_head(self, y_BSD: Float[Array, "B S D"]) -> Float[Array, "B S H K"]:
+        return rearrange(y_BSD, "b s (h k) -> b s h k", k=self.head_dim)
 
     def _of_media(self, linear: nnx.Linear, media_BND: Array) -> Array:
         """`linear(media_norm(media))`, with the norm's scale and bias moved into the weight.
@@ -76,13 +79,16 @@ class ResamplerLayer(nnx.Module):
         So the matmul's input is the same in all layers, and a constant where the vision encoder is
         frozen: it is kept once, and has no gradient that the scale and bias alone would need.
         """
-        scale_D, bias_D = (
-            p[...].astype(jnp.float32) for p in (self.media_norm.scale, self.media_norm.bias)
-        )
+        norm = self.media_norm
+        assert norm.scale is not None
+        assert norm.bias is not None
+        scale_D, bias_D = (p[...].astype(jnp.float32) for p in (norm.scale, norm.bias))
         kernel_DO = linear.kernel[...].astype(jnp.float32)
         scaled_DO, shift_O = scale_D[:, None] * kernel_DO, bias_D @ kernel_DO
         dtype = media_BND.dtype
-        return media_BND @ scaled_DO.astype(dtype) + shift_O.astype(dtype)
+        rows_ND = media_BND.reshape(-1, media_BND.shape[-1])
+        y_NO = rows_ND @ scaled_DO.astype(dtype) + shift_O.astype(dtype)
+        return y_NO.reshape(*media_BND.shape[:2], -1)
 
 
 class PerceiverResampler(nnx.Module):
