@@ -23,6 +23,7 @@ def home(monkeypatch, tmp_path):
     for name in NAMES:
         monkeypatch.delenv(name.upper(), raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert jax.config.jax_enable_compilation_cache
     yield tmp_path
     for name, value in before.items():
         jax.config.update(name, value)

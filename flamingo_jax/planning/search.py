@@ -9,7 +9,7 @@ from flamingo_jax.config import Config
 from flamingo_jax.models.memory import RematPolicy
 from flamingo_jax.planning.account import Account
 
-BY_FLOPS: tuple[RematPolicy, ...] = ("none", "dots", "full")  # fewest first
+BY_FLOPS: tuple[RematPolicy, ...] = ("none", "elementwise", "dots", "full")  # fewest first
 Measure = Callable[[Config], Account]
 
 

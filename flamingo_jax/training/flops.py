@@ -248,8 +248,9 @@ class StreamCounter:
         weight_needs = self._trains(rf"^{prefix}.*out/kernel$")
         sum_again = weight_needs or (remat == "full" and not parallel)
         gradients = flows * (1 + keys_flow)
-        self._add(part, 2.0 * size, gradients, recomputed=remat != "none" and flows)
-        self._add(part, 2.0 * size, gradients, recomputed=remat != "none" and flows and sum_again)
+        again = flows and remat in ("dots", "full")
+        self._add(part, 2.0 * size, gradients, recomputed=again)
+        self._add(part, 2.0 * size, gradients, recomputed=again and sum_again)
 
     def _add(self, part: Part, forward: float, gradients: int, *, recomputed: bool) -> None:
         new = PartFlops(forward, gradients * forward, recomputed * forward)

@@ -12,6 +12,7 @@ from benchmarks import report
 
 ROOT = Path(__file__).parents[2]
 KEYS = {
+    "train_step": ("ratio_step_time", "ratio_peak_memory", "ratio_layers", "mfu"),
     "data": (
         "ratio_docs_per_cpu_second",
         "ratio_memory",
@@ -34,13 +35,14 @@ KEYS = {
     "int8": ("ratio_parameters", "ratio_perplexity", "same_likeliest_token"),
 }
 FLAGS = {
+    "train_step": ["--turns=1"],
     "data": ["--rounds=1", "--workers=1"],
     "generate": ["--turns=1"],
     "evaluation": ["--turns=1"],
 }
 
 
-SLOW = ("data", "generate")
+SLOW = ("train_step", "data", "generate")
 
 
 @pytest.fixture(

@@ -112,7 +112,7 @@ def test_a_mark_without_an_image_sees_nothing_under_jit(small, batch):
     np.testing.assert_allclose(logits, small[2].decoder(tokens, segments), atol=1e-6)
 
 
-@pytest.mark.parametrize("remat", ["dots", "full"])
+@pytest.mark.parametrize("remat", ["elementwise", "dots", "full"])
 def test_remat_changes_no_gradient(small, batch, remat):
     images, tokens, segments = map(jnp.asarray, batch)
     weights = segments.astype(jnp.float32)
