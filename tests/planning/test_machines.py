@@ -100,6 +100,7 @@ def test_the_kernel_that_will_run_is_planned(topology, kernel):
 )
 def test_released_models_fit(config, topology, devices, remat, limit):
     found = plan(config, topology, *rows(devices), f"--config.model.remat={remat}")
+    print(config, topology, remat, found["per_device"])
     assert found["per_device"]["peak_gib"] <= limit
     assert found["per_device"]["fits"]
     assert_exact(found["per_device"], topology)
