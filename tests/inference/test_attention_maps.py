@@ -44,13 +44,12 @@ def test_the_weights_are_those_of_the_model(flamingo):
     weights = np.asarray(maps_of._latent_weights(block, x, media, visible))[0]
     keys_values = block.keys_values(media)
     values = np.asarray(keys_values[1])[0]  # (H, T, R, K)
-    expected = np.asarray(
-        block._attend(x, keys_values, visible, (visible >= 0)[..., None])
-    )[0]  # fmt: skip
+    queries = block.query(block.norm(x))
+    expected = np.asarray(block._attend(queries, keys_values, visible, visible >= 0))[0]
     for place in range(1, tokens.shape[1]):
         seen = values[:, int(visible[0, place])]
         heads = np.einsum("hr,hrk->hk", weights[:, place], seen).reshape(-1)
-        np.testing.assert_allclose(block.out(heads), expected[place], atol=1e-5)
+        np.testing.assert_allclose(heads, expected[place], atol=1e-5)
 
 
 def test_the_layers_run_as_in_the_model(flamingo):
