@@ -162,7 +162,8 @@ def _end_at_strings(state: decoding.State, padded: Padded, stop: StopStrings) ->
 def _collect(state: decoding.State, padded: Padded, config: GenerationConfig) -> Generated:
     names = ("tokens", "lengths", "logprobs", "scores")
     rows, kept = padded.num_rows, config.num_return_sequences
-    host = {n: np.asarray(x)[:rows, :kept] for n, x in jax.device_get(state).items() if n in names}
+    made = jax.device_get({name: state[name] for name in names if name in state})  # not the cache
+    host = {name: x[:rows, :kept] for name, x in made.items()}
     lengths_BR, size = host["lengths"], config.max_new_tokens
     is_token_BRN = np.arange(size) < lengths_BR[..., None]
     logprobs_BRN = np.where(is_token_BRN, host["logprobs"][..., :size], 0)

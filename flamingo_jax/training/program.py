@@ -97,6 +97,9 @@ def build_program(config: Config, devices: list[jax.Device] | None = None) -> Pr
             in_shardings=(state_shardings, frozen_shardings, None),
             out_shardings=(state_shardings, None),
             donate_argnums=0,
+            # What the step does not read, such as CLIP's projection, is in memory all the same: so
+            # it is in the compiler's account, too.
+            keep_unused=True,
         ),
     )
 
