@@ -17,8 +17,8 @@ from flamingo_jax.models.image_blocks import (
     num_slots,
     to_slots,
 )
-from flamingo_jax.models.layers import FeedForward, Texts, layer_norm, linear
-from flamingo_jax.models.mesh import join_rows, split_rows
+from flamingo_jax.models.layers import FeedForward, layer_norm, linear
+from flamingo_jax.models.mesh import Texts, join_rows, split_rows
 
 # Head by head, as attention reads them: decoding would turn them anew for every token.
 MediaKeysValues = tuple[Float[Array, "B H T R K"], Float[Array, "B H T R K"]]

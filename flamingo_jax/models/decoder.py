@@ -17,7 +17,6 @@ from flamingo_jax.models.layers import (
     Block,
     BlockConfig,
     ModuleT,
-    Texts,
     block_norm,
     linear,
     pin_batch,
@@ -25,6 +24,8 @@ from flamingo_jax.models.layers import (
 )
 from flamingo_jax.models.loss import chunked_nll
 from flamingo_jax.models.memory import RematPolicy, gather, of_new_layers, per_layer
+from flamingo_jax.models.mesh import Texts
+from flamingo_jax.models.row_scores import row_scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,40 +83,6 @@ def causal_mask(segments_BL: Int[Array, "B L"]) -> Bool[Array, "B 1 L L"]:
     length = segments_BL.shape[1]
     same_BLL = segments_BL[:, :, None] == segments_BL[:, None, :]
     return (same_BLL & jnp.tri(length, dtype=bool))[:, None]
-
-
-@jax.custom_vjp
-def row_scores(
-    x_BLD: Float[Array, "B L D"], parts: tuple[Float[Array, "rows D"], ...]
-) -> Float[Array, "B L V"]:
-    """Float32 scalar products with the rows of all parts, in their order.
-
-    One matmul: three would need a copy of the logits to join them. Its gradient is computed in the
-    type of `x`: the transpose that JAX has for a float32 result is a float32 copy of the table.
-    Parts without a gradient cost nothing.
-    """
-    rows_VD = jnp.concatenate(parts)
-    return jnp.einsum("bld,vd->blv", x_BLD, rows_VD, preferred_element_type=jnp.float32)
-
-
-def _row_scores_forward(x, parts):
-    wanted = tuple(() if part.perturbed else None for part in parts)
-    values = tuple(part.value for part in parts)
-    return row_scores(x.value, values), (x.value, values, wanted)
-
-
-def _row_scores_backward(saved, gradient_BLV):
-    x_BLD, parts, wanted = saved
-    gradient_BLV = gradient_BLV.astype(x_BLD.dtype)
-    gradients, first = [], 0
-    for part, want in zip(parts, wanted, strict=True):
-        own_BLV = gradient_BLV[..., first : first + len(part)]
-        first += len(part)
-        gradients.append(None if want is None else jnp.einsum("blv,bld->vd", own_BLV, x_BLD))
-    return jnp.einsum("blv,vd->bld", gradient_BLV, jnp.concatenate(parts)), tuple(gradients)
-
-
-row_scores.defvjp(_row_scores_forward, _row_scores_backward, symbolic_zeros=True)
 
 
 class Embedding(nnx.Module):

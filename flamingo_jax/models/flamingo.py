@@ -18,9 +18,9 @@ from flamingo_jax.models.cross_attention import (
     visible_image,
 )
 from flamingo_jax.models.decoder import Decoder, DecoderConfig
-from flamingo_jax.models.layers import Texts, pin_batch, stack
+from flamingo_jax.models.layers import pin_batch, stack
 from flamingo_jax.models.memory import RematPolicy
-from flamingo_jax.models.mesh import join_rows, split_rows
+from flamingo_jax.models.mesh import Texts, join_rows, split_rows
 from flamingo_jax.models.resampler import PerceiverResampler, ResamplerConfig
 from flamingo_jax.models.vision import VisionConfig, VisionTransformer
 

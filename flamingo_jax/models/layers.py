@@ -14,10 +14,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Shaped
+from jaxtyping import Array, Bool, Float
 
 from flamingo_jax.models.attention import AttentionChoice, CausalRows, attend
-from flamingo_jax.models.mesh import join_rows, row_axes, split_rows
+from flamingo_jax.models.mesh import Texts, row_axes
 
 ACTIVATIONS = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
@@ -83,27 +83,6 @@ class AttentionContext:
     bias_BHLS: Float[Array, "B H L S"] | None = None
     rotary: Rotary | None = None  # cosine and sine per position
     causal: CausalRows | None = None  # what mask and bias were made of, if nothing else
-
-
-@dataclass(frozen=True)
-class Texts:
-    """Shapes (B, L) of several texts whose tokens stand in one array (N, D), for all that looks at
-    each token alone; see `join_rows`."""
-
-    shapes: tuple[tuple[int, int], ...]
-
-    @classmethod
-    def of(cls, xs: Sequence[Shaped[Array, "_ _ ..."]]) -> "Texts":
-        return cls(tuple((x.shape[0], x.shape[1]) for x in xs))
-
-    def join(self, xs: Sequence[Shaped[Array, "_ _ ..."]]) -> Shaped[Array, "N ..."]:
-        return join_rows([x.reshape(-1, *x.shape[2:]) for x in xs])
-
-    def split(self, x_ND: Shaped[Array, "N ..."]) -> list[Shaped[Array, "_ _ ..."]]:
-        parts = split_rows(x_ND, [batch * length for batch, length in self.shapes])
-        return [
-            x.reshape(*shape, *x.shape[1:]) for x, shape in zip(parts, self.shapes, strict=True)
-        ]
 
 
 def linear(

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 
 import jax
@@ -48,6 +49,27 @@ def split_rows(
     ends = list(accumulate(count // shards for count in counts))
     pieces = jnp.split(own, ends[:-1], axis=1)
     return [x.reshape(count, *shape) for x, count in zip(pieces, counts, strict=True)]
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Shapes (B, L) of several texts whose tokens stand in one array (N, D), for all that looks at
+    each token alone; see `join_rows`."""
+
+    shapes: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def of(cls, xs: Sequence[Shaped[Array, "_ _ ..."]]) -> "Texts":
+        return cls(tuple((x.shape[0], x.shape[1]) for x in xs))
+
+    def join(self, xs: Sequence[Shaped[Array, "_ _ ..."]]) -> Shaped[Array, "N ..."]:
+        return join_rows([x.reshape(-1, *x.shape[2:]) for x in xs])
+
+    def split(self, x_ND: Shaped[Array, "N ..."]) -> list[Shaped[Array, "_ _ ..."]]:
+        parts = split_rows(x_ND, [batch * length for batch, length in self.shapes])
+        return [
+            x.reshape(*shape, *x.shape[1:]) for x, shape in zip(parts, self.shapes, strict=True)
+        ]
 
 
 def _shards_of(counts: Sequence[int]) -> int:

@@ -11,10 +11,11 @@ import jax
 from flamingo_jax.config import Config
 from flamingo_jax.planning.hlo import HloProgram
 from flamingo_jax.planning.targets import GIB, Target
-from flamingo_jax.training.flops import PartFlops, jaxpr_flops, step_flops
+from flamingo_jax.training.flops import PartFlops, step_flops
 from flamingo_jax.training.kernels import attention_kernels
 from flamingo_jax.training.program import Program, batch_shapes, build_program
 from flamingo_jax.training.sharding import batch_sharding
+from flamingo_jax.training.traced_flops import jaxpr_flops
 
 
 @dataclass(frozen=True)

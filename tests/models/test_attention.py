@@ -21,9 +21,9 @@ from flamingo_jax.models.attention import Call, Device, attend, choose, with_ali
 from flamingo_jax.models.decoder import Decoder, DecoderConfig, alibi_slopes
 from flamingo_jax.models.params import abstract, flamingo_graph
 from flamingo_jax.schema import build
-from flamingo_jax.training.flops import jaxpr_flops
 from flamingo_jax.training.kernels import attention_calls, attention_kernels, compare_attention
 from flamingo_jax.training.program import batch_shapes
+from flamingo_jax.training.traced_flops import jaxpr_flops
 from tests import tiny
 
 TEXT = Call("bfloat16", 128, 256, 256, masked=True, causal=True)

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
-from flamingo_jax.models.decoder import row_scores
 from flamingo_jax.models.loss import chunk_length, chunked_nll, weighted_nll
+from flamingo_jax.models.row_scores import row_scores
 from flamingo_jax.training.sharding import MeshConfig, make_mesh
 
 BATCH, LENGTH, WIDTH, VOCABULARY = 8, 12, 16, 16_384

@@ -8,8 +8,9 @@ from flamingo_jax.config import Config
 from flamingo_jax.data.streams import StreamConfig
 from flamingo_jax.models.params import flamingo_graph, select
 from flamingo_jax.schema import build
-from flamingo_jax.training.flops import jaxpr_flops, step_flops
+from flamingo_jax.training.flops import step_flops
 from flamingo_jax.training.step import stream_losses
+from flamingo_jax.training.traced_flops import jaxpr_flops
 from tests import tiny
 
 NEW = ("^resampler/", "^cross_attention/", "^decoder/embedding/new_rows$")
