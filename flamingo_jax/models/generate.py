@@ -16,8 +16,14 @@ from jaxtyping import Float, Int
 from flamingo_jax.models import decoding
 from flamingo_jax.models.batching import Padded, model_config, pad_prompts
 from flamingo_jax.models.flamingo import Images
-from flamingo_jax.models.generation_config import GenerationConfig, knobs_of, method_of
+from flamingo_jax.models.generation_config import (
+    GenerationConfig,
+    knobs_of,
+    may_show_images,
+    method_of,
+)
 from flamingo_jax.models.params import ModelGraph, Params, on_mesh_of
+from flamingo_jax.models.prompt import last_images_only
 from flamingo_jax.models.stopping import StopStrings
 
 TOKENS_BETWEEN_LOOKS = 8  # with stop strings: decoding text is the host's work
@@ -129,6 +135,8 @@ def _run(
     with on_mesh_of(params):
         prompt = decoding.run_prompt(graph, params, *padded.arrays)
         state = decoding.first_token(graph, params, prompt, knobs, padded.active_B, method)
+        if not may_show_images(config, model, padded):
+            prompt = last_images_only(prompt)
         layers = decoding.take_layers(graph, params, prompt)
     until, limit = 1, config.max_new_tokens
     step = every or (limit if stop is None else TOKENS_BETWEEN_LOOKS)

@@ -134,12 +134,24 @@ def knobs_of(
         is_stop_V=jnp.asarray(among(_stop_tokens(config, model), "stop_tokens")),
         is_bad_V=jnp.asarray(
             among(
-                (model.image_token,) if config.bad_tokens is None else config.bad_tokens,
+                _bad_tokens(config, model),
                 "bad_tokens",
             )
         ),
         keys_B=_keys(np.asarray(seeds, np.uint32)),
     )
+
+
+def may_show_images(config: GenerationConfig, model: FlamingoConfig, padded: Padded) -> bool:
+    """Whether a continuation can see an image that its prompt has not shown yet."""
+    if model.cross_attention.uniform_beyond_images:  # an <image> too many sees all of its row
+        return True
+    is_bad = model.image_token in _bad_tokens(config, model)
+    return not is_bad and padded.has_spare_images(model.image_token)
+
+
+def _bad_tokens(config: GenerationConfig, model: FlamingoConfig) -> tuple[int, ...]:
+    return (model.image_token,) if config.bad_tokens is None else config.bad_tokens
 
 
 def _stop_tokens(config: GenerationConfig, model: FlamingoConfig) -> tuple[int, ...]:

@@ -1,6 +1,6 @@
 """A prompt run once, and text that continues it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -72,6 +72,28 @@ def prefill(
         marks_BS.sum(axis=1),
         num_images_B,
     )
+
+
+def last_images_only(prompt: Prompt) -> Prompt:
+    """The prompt without the images that no later text can see.
+
+    Enough for continuations that show no further image: an `<image>` in them has none. With one
+    image per row, no token has to pick the keys and values of its own.
+    """
+    media, visible_B, num_images_B = _last_images(
+        prompt.media, prompt.visible_B, prompt.num_images_B
+    )
+    return replace(prompt, media=media, visible_B=visible_B, num_images_B=num_images_B)
+
+
+@jax.jit
+def _last_images(
+    media: MediaKeysValues, visible_B: Int[Array, "B"], num_images_B: Int[Array, "B"]
+) -> tuple[MediaKeysValues, Int[Array, "B"], Int[Array, "B"]]:
+    sees_B = (visible_B >= 0) & (visible_B < num_images_B)
+    index = jnp.where(sees_B, visible_B, 0)[None, :, None, None, None, None]
+    k, v = (jnp.take_along_axis(x, index, axis=3) for x in media)
+    return (k, v), jnp.where(sees_B, 0, -1), sees_B.astype(num_images_B.dtype)
 
 
 def layers_after(model: Flamingo, prompt: Prompt) -> list[Layer]:

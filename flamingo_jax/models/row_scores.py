@@ -11,12 +11,18 @@ def row_scores(
 ) -> Float[Array, "B L V"]:
     """Float32 scalar products with the rows of all parts, in their order.
 
-    One matmul: three would need a copy of the logits to join them. Its gradient is computed in the
-    type of `x`: the transpose that JAX has for a float32 result is a float32 copy of the table.
-    Parts without a gradient cost nothing.
+    Either the parts are joined or their scores, whichever is less to copy: in decoding, the scores.
+    The gradient is computed in the type of `x`: the transpose that JAX has for a float32 result is
+    a float32 copy of the table. Parts without a gradient cost nothing.
     """
-    rows_VD = jnp.concatenate(parts)
-    return jnp.einsum("bld,vd->blv", x_BLD, rows_VD, preferred_element_type=jnp.float32)
+
+    def scores(rows: Array) -> Array:
+        return jnp.einsum("bld,vd->blv", x_BLD, rows, preferred_element_type=jnp.float32)
+
+    batch, length, width = x_BLD.shape
+    if batch * length < width:
+        return jnp.concatenate([scores(part) for part in parts], axis=-1)
+    return scores(jnp.concatenate(parts))
 
 
 def _row_scores_forward(x, parts):

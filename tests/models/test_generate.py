@@ -153,6 +153,24 @@ def test_image_marks_come_only_where_they_are_allowed(small, prompts):
     assert not (made.tokens_BRN == IMAGE).any()
 
 
+def test_a_mark_that_is_generated_shows_the_next_image(small, prompts):
+    images, tokens, segments = (x[:1] for x in prompts)
+    tokens = tokens.copy()
+    tokens[0, 3] = 0  # leaves the second image for later
+    repainted = images.copy()
+    repainted[0, 1] = 7
+
+    def second_logprob(images, **settings):
+        made = run(small, (images, tokens, segments), slice(1), stop_tokens=(), **settings)
+        return made.tokens_BRN[0, 0, 0], made.logprobs_BRN[0, 0, 1]
+
+    only_marks = {"bad_tokens": tuple(t for t in range(VOCAB + 3) if t != IMAGE)}
+    (mark, before), (_, after) = (second_logprob(x, **only_marks) for x in (images, repainted))
+    assert mark == IMAGE
+    assert before != after
+    assert second_logprob(images) == second_logprob(repainted)
+
+
 def test_seeds_choose_the_samples(small, prompts):
     settings = {"temperature": 1.0, "num_return_sequences": 2, "stop_tokens": ()}
     first, again = (run(small, prompts, **settings) for _ in range(2))

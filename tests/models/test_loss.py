@@ -49,6 +49,13 @@ def test_weighted_nll_by_hand():
     np.testing.assert_allclose(weighted_nll(logits, tokens, weights), expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("rows", [1, BATCH])  # fewer positions than columns, and more
+def test_scores_of_several_parts_are_those_of_one_table(arrays, rows):
+    x, parts, *_ = arrays
+    scores = jax.jit(row_scores)(x[:rows], parts)
+    np.testing.assert_allclose(scores, x[:rows] @ np.concatenate(parts).T, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("length", [LENGTH, 11])  # 11 positions do not divide into chunks
 def test_chunks_give_the_value_and_the_gradients_of_the_whole(arrays, length):
     x, parts, tokens, weights = arrays

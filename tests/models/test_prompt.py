@@ -9,7 +9,7 @@ import pytest
 
 from flamingo_jax.models.cache import empty_cache
 from flamingo_jax.models.params import flamingo_graph
-from flamingo_jax.models.prompt import extend, extend_packed, prefill
+from flamingo_jax.models.prompt import extend, extend_packed, last_images_only, prefill
 from tests.conftest import IMAGE, VOCAB, random_images, random_params, small_config
 from tests.models.test_decoder import FAMILIES
 
@@ -110,6 +110,20 @@ def test_packed_continuations_are_those_run_apart(model, rows):
     apart, packed = run()
     expected = np.concatenate([apart[:, w, :n] for w, n in enumerate(lengths)], axis=1)
     np.testing.assert_allclose(packed, expected, atol=TOLERANCE)
+
+
+def test_the_last_images_are_enough_for_text_that_shows_no_other(model, rows):
+    """A new mark that has no image is text that shows none; only row 0 has an image left."""
+    images, tokens, segments, num_images, new = map(jnp.asarray, rows)
+    prompt = jax.jit(lambda *inputs: prefill(model, *inputs))(images, tokens, segments, num_images)
+    narrow = last_images_only(prompt)
+    assert narrow.media[0].shape == (*prompt.media[0].shape[:3], 1, *prompt.media[0].shape[4:])
+    logits_of = jax.jit(lambda prompt: extend(model, prompt, new)[0])
+    expected, made = np.array(logits_of(prompt)), np.array(logits_of(narrow))
+    shown = np.zeros(expected.shape[:3], bool)
+    shown[0, 0, 2:] = True  # row 0's third image
+    np.testing.assert_allclose(made[~shown], expected[~shown], atol=TOLERANCE)
+    assert np.abs(made - expected)[shown].max() > 1e-4
 
 
 def test_an_image_that_a_row_cannot_see_changes_nothing(rows):
