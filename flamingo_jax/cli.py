@@ -154,9 +154,11 @@ def _joined(argv: Sequence[str]) -> list[str]:
 
 def _load(path: Path) -> ConfigDict:
     if not path.is_file():
-        near = sorted(p.name for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
-        found = f"; {path.parent} holds: {', '.join(near)}" if near else ""
-        raise UserError(f"config file {path} does not exist{found}")
+        folder = path if path.is_dir() else path.parent
+        near = sorted(p.name for p in folder.glob("*.py")) if folder.is_dir() else []
+        found = f"; {folder} holds: {', '.join(near)}" if near else ""
+        problem = "is a directory" if path.is_dir() else "does not exist"
+        raise UserError(f"config file {path} {problem}{found}")
     scope: dict = {"__file__": str(path), "__name__": path.stem}
     try:
         exec(compile(path.read_text(), path, "exec"), scope)

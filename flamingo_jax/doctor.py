@@ -88,7 +88,6 @@ def check_shared_directory(directory: Path) -> Result:
     token = int(gather(time.time_ns() % 2**31)[0])  # the first process's, for all
     reason = ""
     try:
-        directory.mkdir(parents=True, exist_ok=True)
         own.write_text(str(token))
     except OSError as error:
         reason = f"{type(error).__name__}: {error.strerror}"

@@ -40,8 +40,12 @@ def test_an_attention_kernel_that_is_off_is_found(monkeypatch):
 
 
 def test_a_directory_that_cannot_be_written_fails(tmp_path):
-    assert doctor.check_shared_directory(tmp_path / "new")[0]
-    assert not list((tmp_path / "new").iterdir())
+    assert doctor.check_shared_directory(tmp_path)[0]
+    assert not list(tmp_path.iterdir())
+    passed, found = doctor.check_shared_directory(tmp_path / "new")
+    assert not passed
+    assert "No such file or directory" in found
+    assert not (tmp_path / "new").exists()  # a typing error is not a directory to make
     file = tmp_path / "file"
     file.write_text("")
     passed, found = doctor.check_shared_directory(file)

@@ -152,6 +152,21 @@ class HloProgram:
                     total += times * sum(_bytes(part, skip=("s8", "u8")) for part in parts)
         return total
 
+    def dot_flops(self) -> int:
+        """FLOPs of the step's matmuls on one device, of a back end that keeps them as `dot`s (a
+        CPU's; a GPU's become calls of a library)."""
+        total = 0
+        for name, times in self.trips.items():
+            types = {i.name: i.result for i in self.computations[name]}
+            for instruction in self.computations[name]:
+                if instruction.opcode == "dot":
+                    left = _shape(types[instruction.operands[0]])
+                    summed = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.attributes)
+                    assert summed, instruction
+                    sizes = [left[int(n)] for n in summed[1].split(",") if n]
+                    total += times * 2 * math.prod(_shape(instruction.result)) * math.prod(sizes)
+        return total
+
 
 def _instruction(line: str) -> Instruction | None:
     found = INSTRUCTION.match(line)
@@ -174,6 +189,12 @@ def _bytes(types: str, skip: tuple[str, ...] = ()) -> int:
         bits = DTYPE_BITS.get(dtype) or (int(width[0]) if width else 0)
         total += math.prod(int(size) for size in shape.split(",") if size) * bits // 8
     return total
+
+
+def _shape(array: str) -> list[int]:
+    found = ARRAY.search(array)
+    assert found, array
+    return [int(size) for size in found[2].split(",") if size]
 
 
 def _results_of_start(result: str) -> str:

@@ -12,6 +12,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from flamingo_jax.errors import UserError
+from flamingo_jax.files import write_text
 from flamingo_jax.training import distributed
 from flamingo_jax.training.fingerprint import differing, fingerprints
 from flamingo_jax.training.step import TrainState
@@ -266,9 +267,7 @@ def claim_workdir(workdir: Path, config: Mapping[str, Any]) -> None:
             )
     if not distributed.is_first():
         return
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(wanted, indent=2) + "\n")
-    temporary.replace(path)
+    write_text(path, json.dumps(wanted, indent=2) + "\n")
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

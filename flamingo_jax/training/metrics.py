@@ -7,6 +7,8 @@ from pathlib import Path
 
 from tensorboardX import SummaryWriter
 
+from flamingo_jax.files import write_text
+
 
 class MetricWriter:
     """Writes the metrics of a run into its working directory, and a progress line to the terminal.
@@ -80,6 +82,4 @@ def _drop_after(path: Path, step: int) -> None:
             continue
         if record["step"] <= step:
             kept.append(line + "\n")
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept))
-    temporary.replace(path)
+    write_text(path, "".join(kept))

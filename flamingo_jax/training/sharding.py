@@ -64,7 +64,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     """A mesh over these devices (default: all).
 
     Raises:
-      ValueError: the axes do not multiply to the number of devices.
+      ValueError: the axes do not multiply to the number of devices, or `data` not to that of TPU
+        slices.
     """
     devices = jax.devices() if devices is None else list(devices)
     shape = config.shape(len(devices))
@@ -78,18 +79,24 @@ def _arrange(devices: list[jax.Device], shape: tuple[int, int, int]) -> np.ndarr
         # A GPU's slice is its node, whichever way a scheduler numbered the processes.
         devices = sorted(devices, key=lambda d: (_slice(d), d.process_index, d.id))
         return np.array(devices, dtype=object).reshape(shape)
-    split = "v5 lite" in devices[0].device_kind.lower()  # as `jax.make_mesh` does
     data, *inside = shape
-    if len(slices) > 1 and data % len(slices) == 0:
+    if data % len(slices):
+        raise ValueError(f"mesh data={data} does not divide by the {len(slices)} TPU slices")
+
+    def laid_out(split: bool) -> np.ndarray:
+        if len(slices) == 1:
+            return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=split)
         return mesh_utils.create_hybrid_device_mesh(
             (data // len(slices), *inside),
             (len(slices), 1, 1),
             devices,
             allow_split_physical_axes=split,
         )
-    if len(slices) > 1:
-        raise ValueError(f"mesh data={data} does not divide by the {len(slices)} TPU slices")
-    return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=split)
+
+    try:
+        return laid_out("v5 lite" in devices[0].device_kind.lower())  # as `jax.make_mesh` does
+    except NotImplementedError:  # no axes of the network multiply to one of the mesh
+        return laid_out(True)
 
 
 def _slice(device: jax.Device) -> int:

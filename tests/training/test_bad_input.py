@@ -45,6 +45,7 @@ BAD_INPUT = {
     "a stray word": (["fast"], "unexpected argument 'fast'; every setting is a --flag=value"),
     "an unknown flag": (["--workdirr=x"], "Unknown command line flag 'workdirr'"),
     "no such config": (["--config=configs/digit.py"], "digits.py"),
+    "a directory as config": (["--config=configs"], "configs is a directory; configs holds: "),
     "no such model directory": (
         ["--config.init_from=nowhere"],
         "nowhere is no model directory",

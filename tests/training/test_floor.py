@@ -9,27 +9,17 @@ import pytest
 from flamingo_jax.config import Config
 from flamingo_jax.models.params import flamingo_graph, select
 from flamingo_jax.training.floor import OPTIMIZER, Ceilings, PartFloor, floor_seconds, step_floor
-from flamingo_jax.training.program import batch_shapes
-from flamingo_jax.training.step import stream_losses
-from tests.training.test_flops import NEW, config_of
+from tests.training.test_flops import NEW, config_of, loss_of
 
 
 def kept_bytes(config: Config) -> int:
     """Of all that JAX keeps from the forward to the backward pass, weights included."""
-    graph = flamingo_graph(config.model)
-    shapes = graph.shapes()
-    trained = select(shapes, config.trainable)
-    params = {p: s for p, s in shapes.items() if p in trained}
-    frozen = {p: s for p, s in shapes.items() if p not in trained}
+    loss, shapes = loss_of(config)
 
     def backward(params, frozen, batch):
-        def loss(params):
-            totals = dict.fromkeys(batch, 1.0)
-            return sum(stream_losses(graph, params, frozen, batch, totals).values())
+        return jax.vjp(lambda params: loss(params, frozen, batch), params)[1]
 
-        return jax.vjp(loss, params)[1]
-
-    kept = jax.eval_shape(backward, params, frozen, batch_shapes(config))
+    kept = jax.eval_shape(backward, *shapes)
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(kept))
 
 

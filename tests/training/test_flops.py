@@ -4,11 +4,14 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from benchmarks.train_step_sides import run_config
 from flamingo_jax.config import Config
-from flamingo_jax.data.streams import StreamConfig
 from flamingo_jax.models.params import flamingo_graph, select
+from flamingo_jax.planning.account import abstract_arguments
+from flamingo_jax.planning.hlo import HloProgram
 from flamingo_jax.schema import build
 from flamingo_jax.training.flops import step_flops
+from flamingo_jax.training.program import batch_shapes, build_program
 from flamingo_jax.training.step import stream_losses
 from flamingo_jax.training.traced_flops import jaxpr_flops
 from tests import tiny
@@ -26,31 +29,33 @@ def config_of(remat="none", trainable=NEW, **decoder) -> Config:
     return build(Config, values)
 
 
-def traced_flops(config: Config) -> float:
-    """FLOPs of loss and gradient, from the program that computes them."""
+def loss_of(config: Config):
+    """The loss of one update as a function of trained weights, frozen weights and batch; the shapes
+    of these three."""
     graph = flamingo_graph(config.model)
     shapes = graph.shapes()
     trained = select(shapes, config.trainable)
     params = {p: s for p, s in shapes.items() if p in trained}
     frozen = {p: s for p, s in shapes.items() if p not in trained}
 
-    def rows(stream: StreamConfig):
-        text = (stream.batch_size, stream.row_length)
-        size = config.model.vision.image_size
-        images = (stream.batch_size, stream.row_images, 1, size, size, 3)
-        return {
-            "images": jax.ShapeDtypeStruct(images, jnp.uint8),
-            "tokens": jax.ShapeDtypeStruct(text, jnp.int32),
-            "segments": jax.ShapeDtypeStruct(text, jnp.int32),
-            "weights": jax.ShapeDtypeStruct(text, jnp.float32),
-        }
-
-    batch = {name: rows(stream) for name, stream in config.streams.items()}
-
     def loss(params, frozen, batch):
         return sum(stream_losses(graph, params, frozen, batch, dict.fromkeys(batch, 1.0)).values())
 
-    return jaxpr_flops(jax.jit(jax.grad(loss)).trace(params, frozen, batch).jaxpr)
+    return loss, (params, frozen, batch_shapes(config))
+
+
+def traced_flops(config: Config) -> float:
+    """FLOPs of loss and gradient, from the program that computes them."""
+    loss, shapes = loss_of(config)
+    return jaxpr_flops(jax.jit(jax.grad(loss)).trace(*shapes).jaxpr)
+
+
+def compiled_flops(config: Config) -> float:
+    """FLOPs of the whole training step, as it is compiled for one device."""
+    program = build_program(config, jax.devices()[:1])
+    with jax.set_mesh(program.mesh):
+        traced = program.train_step.trace(*abstract_arguments(config, program))
+    return HloProgram(traced.lower().compile().as_text()).dot_flops()
 
 
 @pytest.mark.parametrize(
@@ -71,6 +76,21 @@ def test_the_count_is_that_of_the_traced_program(remat, trainable):
     flops = step_flops(config)
     assert flops.total + flops.recomputed == pytest.approx(traced_flops(config), rel=0.02)
     assert bool(flops.recomputed) == (remat in ("dots", "full"))
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_the_compiled_step_computes_the_least_that_its_policy_allows(remat):
+    flops = step_flops(config_of(remat))
+    compiled = compiled_flops(config_of(remat))
+    assert flops.total + flops.recomputed == pytest.approx(compiled, rel=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", ["elementwise", "dots"])
+def test_so_does_the_step_that_is_measured_beside_pytorch(remat):
+    config = run_config("small", 0, 1, remat)
+    flops = step_flops(config)
+    assert flops.total + flops.recomputed == pytest.approx(compiled_flops(config), rel=0.02)
 
 
 @pytest.mark.parametrize(

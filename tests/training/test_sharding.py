@@ -102,6 +102,33 @@ def test_neighbours_on_fsdp_are_in_one_node_whatever_the_processes_numbers():
     assert nodes == [{0}, {1}]
 
 
+@dataclass(frozen=True)
+class FakeTpu:
+    id: int
+    coords: tuple[int, int, int]
+    slice_index: int = 0
+    process_index: int = 0
+    core_on_chip: int = 0
+    platform: str = "tpu"
+    device_kind: str = "TPU v4"
+
+
+def test_the_published_mesh_lies_on_a_cube_of_64_tpus():
+    """No axes of 4 × 4 × 4 multiply to 8: one of them is cut."""
+    devices = [FakeTpu(i, (i % 4, i // 4 % 4, i // 16)) for i in range(64)]
+    mesh = make_mesh(MeshConfig(data=8, fsdp=8), devices)
+    assert {device.id for device in mesh.devices.flat} == set(range(64))
+    for group in mesh.devices[:, :, 0]:
+        extent = np.ptp([device.coords for device in group], axis=0)
+        assert sorted(extent) == [0, 1, 3]  # neighbours: half of a plane
+
+
+def test_slices_must_share_the_rows_evenly():
+    devices = [FakeTpu(i, (i % 2, i // 2 % 2, 0), slice_index=i // 4) for i in range(12)]
+    with pytest.raises(ValueError, match="data=4 does not divide by the 3 TPU slices"):
+        make_mesh(MeshConfig(data=4, fsdp=3), devices)
+
+
 def test_one_process_reads_all_rows():
     assert host_part(make_mesh(MeshConfig(fsdp=2, tensor=2))) == (0, 1)
 
