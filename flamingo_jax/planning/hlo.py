@@ -22,6 +22,7 @@ COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*)$")
 ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
 CALLED = re.compile(r"(?:calls|body|condition|to_apply|async_execution_computation)=%?([\w.\-]+)")
+CONDITION, BODY = re.compile(r"condition=%?([\w.\-]+)"), re.compile(r"body=%?([\w.\-]+)")
 BRANCHES = re.compile(r"(?:branch_computations|called_computations)=\{([^}]*)\}")
 TRIPS = re.compile(r'"known_trip_count":\s*\{"n":\s*"?(\d+)')
 ORDER = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"
@@ -38,7 +39,7 @@ class Instruction:
     name: str
     opcode: str
     result: str  # its type, as text
-    operands: tuple[str, ...]
+    operands: tuple[str, ...]  # their names; of a constant its value
     attributes: str
 
 
@@ -109,13 +110,33 @@ class HloProgram:
             for instruction in self.computations.get(name, ()):
                 if instruction.opcode in COLLECTIVES:
                     continue  # calls its sum
-                known = TRIPS.search(instruction.attributes)
-                inside = times * (int(known[1]) if instruction.opcode == "while" and known else 1)
+                inside = times * (self._loops(instruction) if instruction.opcode == "while" else 1)
                 called = CALLED.findall(instruction.attributes)
                 for branches in BRANCHES.findall(instruction.attributes):
                     called += [branch.strip().lstrip("%") for branch in branches.split(",")]
                 waiting += [(child, inside) for child in called if child in self.computations]
         return trips
+
+    def _loops(self, loop: Instruction) -> int:
+        """Trips of a loop: as the compiler tells them, or by its condition, a counter from 0 being
+        less than a constant (TPU compilers tell nothing). 1 where it depends on data.
+
+        Raises:
+          ValueError: the trips of a loop in which devices communicate are not known.
+        """
+        if known := TRIPS.search(loop.attributes):
+            return int(known[1])
+        condition = self.computations[CONDITION.findall(loop.attributes)[0]]
+        limits = {i.name: i.operands[0] for i in condition if i.opcode == "constant"}
+        last = condition[-1]
+        if last.opcode == "compare" and "direction=LT" in last.attributes:
+            for operand in last.operands:
+                if operand in limits:
+                    return int(limits[operand])
+        body = self.computations[BODY.findall(loop.attributes)[0]]
+        if any(i.opcode.removesuffix("-start") in COLLECTIVES for i in body):
+            raise ValueError(f"how often the loop {loop.name} runs is not known")
+        return 1
 
     def collectives(self) -> list[Collective]:
         found = []
@@ -176,8 +197,9 @@ def _instruction(line: str) -> Instruction | None:
     result, _, call = _split(rest, " ")  # the result's type may be a tuple
     opcode, _, inside = call.partition("(")
     operands, _, attributes = inside.partition(")")
-    names = tuple(re.findall(r"%([\w.\-]+)", operands))
-    return Instruction(name, opcode.strip(), result, names, attributes)
+    opcode = opcode.strip()
+    names = re.findall(r"%([\w.\-]+)", operands) if opcode != "constant" else [operands]
+    return Instruction(name, opcode, result, tuple(names), attributes)
 
 
 def _bytes(types: str, skip: tuple[str, ...] = ()) -> int:

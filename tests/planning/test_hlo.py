@@ -110,5 +110,25 @@ def test_an_unknown_notation_is_no_silent_zero():
         HloProgram(GATHER.format("mesh['a'=4] {'a':(1)2}")).collectives()
 
 
+COUNTED = TEXT.replace(', backend_config={"known_trip_count":{"n":"5"}}', "").replace(
+    "ROOT %more = pred[] compare(%i, %n)",
+    "%n = s32[]{:T(128)} constant(7)\n  ROOT %more = pred[]{:T(512)} compare(%i, %n)",
+)
+
+
+def test_trips_that_the_compiler_does_not_tell_are_in_the_condition():
+    (gather, *_) = sorted(HloProgram(COUNTED).collectives(), key=lambda c: c.kind)
+    assert gather.trips == 7
+
+
+def test_a_loop_of_unknown_length_is_no_single_trip():
+    with pytest.raises(ValueError, match="how often the loop loop runs is not known"):
+        HloProgram(COUNTED.replace("direction=LT", "direction=EQ"))
+
+
+def test_matmul_flops_are_counted_by_the_trips_of_their_loop():
+    assert HloProgram(TEXT).dot_flops() == 5 * 2 * 4 * 32 * 8
+
+
 def test_matmul_traffic_is_operands_and_results():
     assert HloProgram(TEXT).matmul_bytes() == 5 * 2 * (4 * 8 + 32 * 8 + 4 * 32)
