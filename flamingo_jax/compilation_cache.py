@@ -28,6 +28,8 @@ def keep_compiled_programs() -> None:
     settings: Any = jax.config
     if "JAX_COMPILATION_CACHE_DIR" in os.environ or not settings.jax_enable_compilation_cache:
         return
+    if "xla_cpu_use_onednn=true" in os.environ.get("XLA_FLAGS", ""):
+        return  # JAX cannot write such programs, and says so for each
     try:
         folder = default_folder()
         folder.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ from flamingo_jax.compilation_cache import (
     keep_compiled_programs,
     keep_only_what_is_shared,
 )
+from flamingo_jax.training.xla_flags import xla_flags
 
 NAMES = ("jax_compilation_cache_dir", *compilation_cache.VARIABLES)
 
@@ -43,6 +44,13 @@ def test_what_the_environment_says_goes_first(home, monkeypatch, chosen):
     keep_compiled_programs()
     assert jax.config.jax_compilation_cache_dir == before
     assert not (home / "cache").exists()
+
+
+def test_programs_that_cannot_be_written_are_not_kept(home, monkeypatch):
+    before = jax.config.jax_compilation_cache_dir
+    monkeypatch.setenv("XLA_FLAGS", xla_flags("cpu_training"))
+    keep_compiled_programs()
+    assert jax.config.jax_compilation_cache_dir == before
 
 
 def test_a_setting_of_the_environment_is_left(home, monkeypatch):

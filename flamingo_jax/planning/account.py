@@ -91,7 +91,7 @@ class Account:
     per_device: DeviceMemory
     flops: dict[str, PartFlops]  # of the step on all devices
     traced_flops: float
-    collectives: list[Traffic]
+    collectives: list[Traffic] | None  # None: there is no program that could be read
     speed: Speed | None
 
     def to_json(self) -> dict[str, Any]:
@@ -117,11 +117,11 @@ def measure(config: Config, target: Target, efficiency: float = 0.4) -> Account:
             memory, hlo = _too_large(arguments, target, str(error)), None
         else:
             memory = _memory(arguments, target, compiled.memory_analysis())
-            hlo = HloProgram(compiled.as_text())
+            hlo = read(compiled)
     flops = jaxpr_flops(traced.jaxpr)
-    traffic = _traffic(hlo, target.node_size) if hlo else []
+    traffic = _traffic(hlo, target.node_size) if hlo else None
     speed = None
-    if hlo and target.chip:
+    if hlo and traffic is not None and target.chip:
         speed = _speed(flops / len(target.devices), hlo.matmul_bytes(), traffic, target, efficiency)
     return Account(
         topology=target.topology,
@@ -136,6 +136,15 @@ def measure(config: Config, target: Target, efficiency: float = 0.4) -> Account:
         collectives=traffic,
         speed=speed,
     )
+
+
+def read(compiled: jax.stages.Compiled) -> HloProgram | None:
+    """None: JAX cannot read what this machine's compiler made, as with some programs of TPUs."""
+    try:
+        text = compiled.as_text()
+    except jax.errors.JaxRuntimeError:
+        return None
+    return HloProgram(text) if text else None
 
 
 def abstract_arguments(config: Config, program: Program) -> tuple[Any, Any, Any]:

@@ -25,6 +25,7 @@ CALLED = re.compile(r"(?:calls|body|condition|to_apply|async_execution_computati
 CONDITION, BODY = re.compile(r"condition=%?([\w.\-]+)"), re.compile(r"body=%?([\w.\-]+)")
 BRANCHES = re.compile(r"(?:branch_computations|called_computations)=\{([^}]*)\}")
 TRIPS = re.compile(r'"known_trip_count":\s*\{"n":\s*"?(\d+)')
+CHANNEL = re.compile(r"channel_id=(\d+)")
 ORDER = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"
 MESH = re.compile(
     r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(" + ORDER + r"\))?\s*\{((?:'\w+'[, ]*)*)\}"
@@ -138,14 +139,28 @@ class HloProgram:
             raise ValueError(f"how often the loop {loop.name} runs is not known")
         return 1
 
+    def _fused(self) -> set[str]:
+        """Computations that are the inside of a fusion."""
+        everything = (i for computation in self.computations.values() for i in computation)
+        fusions = (i.attributes for i in everything if i.opcode == "fusion")
+        return {name for attributes in fusions for name in CALLED.findall(attributes)}
+
     def collectives(self) -> list[Collective]:
-        found = []
+        """All of them. TPU compilers spread one over the matmuls beside it: what stands in several
+        fusions under one channel is one."""
+        found, spread = [], set()
+        fused = self._fused()
         for name, times in self.trips.items():
             types = {i.name: i.result for i in self.computations[name]}
             for instruction in self.computations[name]:
                 kind = instruction.opcode.removesuffix("-start")
                 if kind not in COLLECTIVES:
                     continue
+                channel = CHANNEL.search(instruction.attributes)
+                if name in fused and channel:
+                    if channel[1] in spread:
+                        continue
+                    spread.add(channel[1])
                 given = " ".join(types.get(operand, "") for operand in instruction.operands)
                 result = instruction.result
                 if instruction.opcode.endswith("-start") and kind != "all-reduce":

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from flamingo_jax.planning.account import Account, DeviceMemory, Speed
+from flamingo_jax.planning.account import Account, DeviceMemory, Speed, Traffic
 from flamingo_jax.planning.search import Search
 
 TERA = 1e12
@@ -25,8 +25,10 @@ def text(account: Account) -> str:
         "",
         *_flops(account),
     ]
-    if account.collectives:
-        lines += ["", *_collectives(account)]
+    if account.collectives is None:
+        lines += ["", "collectives and seconds: not known, there is no program that could be read"]
+    elif account.collectives:
+        lines += ["", *_collectives(account.collectives)]
     if account.speed:
         lines += ["", *_speed(account.speed)]
     return "\n".join(lines)
@@ -89,12 +91,12 @@ def _flops(account: Account) -> list[str]:
     return [*lines, f"  in the program, per device: {per_device:.2f}"]
 
 
-def _collectives(account: Account) -> list[str]:
+def _collectives(collectives: list[Traffic]) -> list[str]:
     lines = [
         "collectives of one update, GB per device"
         f"\n  {'':20}{'count':>8}{'size':>10}{'in node':>10}{'between':>10}"
     ]
-    for traffic in account.collectives:
+    for traffic in collectives:
         lines.append(
             f"  {traffic.kind:20}{traffic.count:8}{traffic.gigabytes:10.2f}"
             f"{traffic.sent_gigabytes:10.2f}{traffic.network_gigabytes:10.2f}"

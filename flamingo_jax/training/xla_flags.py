@@ -1,4 +1,4 @@
-"""XLA flags for GPUs, as presets: `XLA_FLAGS=$(python -m flamingo_jax.training.xla_flags fsdp)`.
+"""XLA flags as presets: `XLA_FLAGS=$(python -m flamingo_jax.training.xla_flags fsdp)`.
 
 XLA ends a process that gives it a flag it does not know, so a test tries every one of them.
 """
@@ -35,6 +35,12 @@ PRESETS: dict[str, dict[str, str]] = {
     "deterministic": {
         # The same bits in every run; scatters and some matmuls are slower.
         "xla_gpu_deterministic_ops": "true",
+    },
+    "cpu_training": {
+        # oneDNN's matmuls: attention's small ones take half the time. Decoding is slower with them,
+        # and programs with them cannot be kept on disk.
+        "xla_cpu_use_onednn": "true",
+        "xla_cpu_experimental_onednn_fusion_type": "individual_dot",
     },
 }
 

@@ -126,6 +126,30 @@ def test_a_loop_of_unknown_length_is_no_single_trip():
         HloProgram(COUNTED.replace("direction=LT", "direction=EQ"))
 
 
+SPREAD = """
+%first (x: bf16[4,8]) -> bf16[32,8] {
+  %x = bf16[4,8]{1,0} parameter(0)
+  ROOT %begun = bf16[32,8]{1,0} all-gather(%x), channel_id=7, replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}
+}
+
+%second (x: bf16[4,8]) -> bf16[32,8] {
+  %x = bf16[4,8]{1,0} parameter(0)
+  ROOT %ended = bf16[32,8]{1,0} all-gather(%x), channel_id=7, replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}
+}
+
+ENTRY %main (x: bf16[4,8]) -> bf16[32,8] {
+  %x = bf16[4,8]{1,0} parameter(0)
+  %a = bf16[32,8]{1,0} fusion(%x), kind=kLoop, calls=%first
+  %other = bf16[32,8]{1,0} all-gather(%x), channel_id=8, replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}
+  ROOT %b = bf16[32,8]{1,0} fusion(%x), kind=kLoop, calls=%second
+}
+"""  # noqa: E501
+
+
+def test_a_gather_that_is_spread_over_fusions_is_one():
+    assert [c.trips for c in HloProgram(SPREAD).collectives()] == [1, 1]
+
+
 def test_matmul_flops_are_counted_by_the_trips_of_their_loop():
     assert HloProgram(TEXT).dot_flops() == 5 * 2 * 4 * 32 * 8
 

@@ -1,5 +1,7 @@
 """The planner on targets that are always there, and on those that need their compilers."""
 
+import dataclasses
+
 import jax
 import pytest
 
@@ -7,7 +9,7 @@ from flamingo_jax import plan
 from flamingo_jax.config import Config
 from flamingo_jax.errors import UserError
 from flamingo_jax.planning import targets
-from flamingo_jax.planning.account import abstract_arguments, device_bytes, measure
+from flamingo_jax.planning.account import abstract_arguments, device_bytes, measure, read
 from flamingo_jax.planning.report import CPU_NOTE, text
 from flamingo_jax.schema import build
 from flamingo_jax.training.program import build_program
@@ -59,6 +61,19 @@ def test_flops_and_collectives_are_those_of_the_step(account):
     kinds = {traffic.kind: traffic for traffic in account.collectives}
     assert kinds["all-gather"].sent_gigabytes > 0
     assert kinds["all-gather"].network_gigabytes == 0
+
+
+def test_a_program_that_cannot_be_read_is_no_silent_zero(account, monkeypatch):
+    """As JAX 0.10 cannot read some of those for TPU v5p."""
+
+    def unread(self):
+        raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure")
+
+    monkeypatch.setattr(jax.stages.Compiled, "as_text", unread)
+    compiled = jax.jit(lambda x: x + 1).lower(1.0).compile()
+    unknown = dataclasses.replace(account, collectives=read(compiled))
+    assert "collectives and seconds: not known" in text(unknown)
+    assert "GB per device" not in text(unknown)
 
 
 @pytest.mark.parametrize(
