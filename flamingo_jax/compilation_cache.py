@@ -23,13 +23,13 @@ def keep_compiled_programs() -> None:
 
     What the environment says goes first: JAX_COMPILATION_CACHE_DIR (another folder, or "" for
     none), JAX_ENABLE_COMPILATION_CACHE, and the variables of the settings above. A folder that
-    cannot be written is noted, and nothing is kept.
+    cannot be written is noted, and nothing is kept; nor are programs with oneDNN's calls.
     """
     settings: Any = jax.config
     if "JAX_COMPILATION_CACHE_DIR" in os.environ or not settings.jax_enable_compilation_cache:
         return
     if "xla_cpu_use_onednn=true" in os.environ.get("XLA_FLAGS", ""):
-        return  # JAX cannot write such programs, and says so for each
+        return  # JAX cannot write them, and would warn of each
     try:
         folder = default_folder()
         folder.mkdir(parents=True, exist_ok=True)

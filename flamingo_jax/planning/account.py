@@ -117,12 +117,14 @@ def measure(config: Config, target: Target, efficiency: float = 0.4) -> Account:
             memory, hlo = _too_large(arguments, target, str(error)), None
         else:
             memory = _memory(arguments, target, compiled.memory_analysis())
-            hlo = read(compiled)
+            hlo = readable_hlo(compiled)
     flops = jaxpr_flops(traced.jaxpr)
-    traffic = _traffic(hlo, target.node_size) if hlo else None
-    speed = None
-    if hlo and traffic is not None and target.chip:
-        speed = _speed(flops / len(target.devices), hlo.matmul_bytes(), traffic, target, efficiency)
+    traffic = speed = None
+    if hlo:
+        traffic = _traffic(hlo, target.node_size)
+        if target.chip:
+            per_device = flops / len(target.devices)
+            speed = _speed(per_device, hlo.matmul_bytes(), traffic, target, efficiency)
     return Account(
         topology=target.topology,
         num_devices=len(target.devices),
@@ -138,7 +140,7 @@ def measure(config: Config, target: Target, efficiency: float = 0.4) -> Account:
     )
 
 
-def read(compiled: jax.stages.Compiled) -> HloProgram | None:
+def readable_hlo(compiled: jax.stages.Compiled) -> HloProgram | None:
     """None: JAX cannot read what this machine's compiler made, as with some programs of TPUs."""
     try:
         text = compiled.as_text()

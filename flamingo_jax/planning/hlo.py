@@ -130,10 +130,9 @@ class HloProgram:
         condition = self.computations[CONDITION.findall(loop.attributes)[0]]
         limits = {i.name: i.operands[0] for i in condition if i.opcode == "constant"}
         last = condition[-1]
-        if last.opcode == "compare" and "direction=LT" in last.attributes:
-            for operand in last.operands:
-                if operand in limits:
-                    return int(limits[operand])
+        is_counted = last.opcode == "compare" and "direction=LT" in last.attributes
+        if is_counted and last.operands[-1] in limits:
+            return int(limits[last.operands[-1]])
         body = self.computations[BODY.findall(loop.attributes)[0]]
         if any(i.opcode.removesuffix("-start") in COLLECTIVES for i in body):
             raise ValueError(f"how often the loop {loop.name} runs is not known")
@@ -148,7 +147,7 @@ class HloProgram:
     def collectives(self) -> list[Collective]:
         """All of them. TPU compilers spread one over the matmuls beside it: what stands in several
         fusions under one channel is one."""
-        found, spread = [], set()
+        found, channels_of_fusions = [], set()
         fused = self._fused()
         for name, times in self.trips.items():
             types = {i.name: i.result for i in self.computations[name]}
@@ -158,9 +157,9 @@ class HloProgram:
                     continue
                 channel = CHANNEL.search(instruction.attributes)
                 if name in fused and channel:
-                    if channel[1] in spread:
+                    if channel[1] in channels_of_fusions:
                         continue
-                    spread.add(channel[1])
+                    channels_of_fusions.add(channel[1])
                 given = " ".join(types.get(operand, "") for operand in instruction.operands)
                 result = instruction.result
                 if instruction.opcode.endswith("-start") and kind != "all-reduce":

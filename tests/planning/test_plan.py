@@ -9,7 +9,7 @@ from flamingo_jax import plan
 from flamingo_jax.config import Config
 from flamingo_jax.errors import UserError
 from flamingo_jax.planning import targets
-from flamingo_jax.planning.account import abstract_arguments, device_bytes, measure, read
+from flamingo_jax.planning.account import abstract_arguments, device_bytes, measure, readable_hlo
 from flamingo_jax.planning.report import CPU_NOTE, text
 from flamingo_jax.schema import build
 from flamingo_jax.training.program import build_program
@@ -71,7 +71,7 @@ def test_a_program_that_cannot_be_read_is_no_silent_zero(account, monkeypatch):
 
     monkeypatch.setattr(jax.stages.Compiled, "as_text", unread)
     compiled = jax.jit(lambda x: x + 1).lower(1.0).compile()
-    unknown = dataclasses.replace(account, collectives=read(compiled))
+    unknown = dataclasses.replace(account, collectives=readable_hlo(compiled))
     assert "collectives and seconds: not known" in text(unknown)
     assert "GB per device" not in text(unknown)
 
