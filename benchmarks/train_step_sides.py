@@ -70,6 +70,7 @@ class Ours:
         shardings = self.program.state_shardings, self.program.frozen_shardings
         make = jax.jit(self.program.random_state, out_shardings=shardings)
         self.state, self.frozen = make(jax.random.key(config.seed))
+        make.clear_cache()
         self.batch = to_device(make_batch(config), self.program.mesh)
 
     def step(self) -> dict[str, float]:

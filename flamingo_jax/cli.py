@@ -12,6 +12,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from flamingo_jax.compilation_cache import keep_compiled_programs
+from flamingo_jax.compiler_memory import give_back_compiler_memory
 from flamingo_jax.config import Config
 from flamingo_jax.data.pipeline import SOURCES
 from flamingo_jax.errors import UserError
@@ -44,6 +45,7 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     # absl and Orbax put handlers of their own on the root logger.
     logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
     keep_compiled_programs()
+    give_back_compiler_memory()
     try:
         sys.exit(main(sys.argv))
     except _HelpAskedError:

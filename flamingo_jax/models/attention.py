@@ -12,9 +12,11 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
+from flamingo_jax.models.derivatives import softmax_attention
 from flamingo_jax.models.mesh import head_axis, row_axes
 
 AttentionChoice = Literal["auto", "xla"]  # "xla": never a kernel
@@ -156,7 +158,26 @@ def attend(
     if kernel == "splash":
         assert causal is not None
         return _splash(q_BLHK, k_BSGK, v_BSGK, causal)
-    return jax.nn.dot_product_attention(q_BLHK, k_BSGK, v_BSGK, bias=bias_BHLS, mask=mask_BxLS)
+    return _plain(q_BLHK, k_BSGK, v_BSGK, mask_BxLS, bias_BHLS)
+
+
+def _plain(q_BLHK, k_BSGK, v_BSGK, mask_BxLS, bias_BHLS):
+    length, groups = q_BLHK.shape[1], k_BSGK.shape[2]
+    if mask_BxLS is not None:
+        # Finite, so that the softmax of a row that sees nothing is.
+        lowest = jnp.finfo(jnp.float32).min / 2
+        bias_BHLS = jnp.where(mask_BxLS, 0.0 if bias_BHLS is None else bias_BHLS, lowest)
+    # The query heads of one key head are further queries of it.
+    q_BGLK = rearrange(q_BLHK, "b l (g m) k -> b g (m l) k", g=groups)
+    k_BGSK, v_BGSK = (rearrange(y, "b s g k -> b g s k") for y in (k_BSGK, v_BSGK))
+    bias_BGLS = bias_BHLS
+    if bias_BHLS is not None and q_BLHK.shape[2] != groups:
+        shape = (*bias_BHLS.shape[:1], q_BLHK.shape[2], *bias_BHLS.shape[2:])
+        bias_BGLS = rearrange(
+            jnp.broadcast_to(bias_BHLS, shape), "b (g m) l s -> b g (m l) s", g=groups
+        )
+    attended_BGLK = softmax_attention(q_BGLK, k_BGSK, v_BGSK, bias_BGLS)
+    return rearrange(attended_BGLK, "b g (m l) k -> b l (g m) k", l=length)
 
 
 def _cudnn(q_BLHK, k_BSGK, v_BSGK, mask_BxLS, bias_BHLS, *, is_causal: bool):

@@ -10,6 +10,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from flamingo_jax.models.derivatives import softmax_attention
 from flamingo_jax.models.image_blocks import (
     ImageBlocks,
     from_slots,
@@ -169,15 +170,9 @@ class GatedCrossAttention(nnx.Module):
         image_BxNxx = blocks.image_BN[:, None, :, None, None]
         k_BHNRK, v_BHNRK = (jnp.take_along_axis(y, image_BxNxx, 2, mode="clip") for y in media)
         shape = {"n": blocks.image_BN.shape[1], "k": self.config.head_dim}
-        q_BNCHK = rearrange(q_BSD, "b (n c) (h k) -> b n c h k", **shape)
-        score_BHNCR = jnp.einsum(
-            "bnchk,bhnrk->bhncr", q_BNCHK, k_BHNRK, preferred_element_type=jnp.float32
-        )
-        weights_BHNCR = jax.nn.softmax(score_BHNCR * self.config.head_dim**-0.5)
-        attended_BNCHK = jnp.einsum(
-            "bhncr,bhnrk->bnchk", weights_BHNCR.astype(v_BHNRK.dtype), v_BHNRK
-        )
-        return rearrange(attended_BNCHK, "b n c h k -> b (n c) (h k)")
+        q_BHNCK = rearrange(q_BSD, "b (n c) (h k) -> b h n c k", **shape)
+        attended_BHNCK = softmax_attention(q_BHNCK, k_BHNRK, v_BHNRK)
+        return rearrange(attended_BHNCK, "b h n c k -> b (n c) (h k)")
 
     def _attend_to_all(
         self,
@@ -188,23 +183,17 @@ class GatedCrossAttention(nnx.Module):
     ) -> Float[Array, "B L D"]:
         """All latents are attended to, those of images that are not seen with weight 0."""
         num_images, num_latents, head_dim = media[0].shape[2:]
-        q_BLHK = rearrange(q_BLD, "b l (h k) -> b l h k", k=head_dim)
+        q_BHLK = rearrange(q_BLD, "b l (h k) -> b h l k", k=head_dim)
         k_BHSK, v_BHSK = (rearrange(y, "b h t r k -> b h (t r) k") for y in media)
         image_S = jnp.repeat(jnp.arange(num_images), num_latents)
         # Attending to all where nothing is seen keeps the softmax finite.
         beyond_BLx = (visible_BL >= num_images)[..., None]
         mask_BLS = (visible_BL[..., None] == image_S) | ~sees_BLx | beyond_BLx
         # A query of zeros scores all keys alike.
-        q_BLHK = jnp.where(beyond_BLx[..., None], 0, q_BLHK)
-        score_BHLS = jnp.einsum(
-            "blhk,bhsk->bhls", q_BLHK, k_BHSK, preferred_element_type=jnp.float32
-        )
-        score_BHLS = jnp.where(
-            mask_BLS[:, None], score_BHLS * head_dim**-0.5, jnp.finfo(jnp.float32).min
-        )
-        weights_BHLS = jax.nn.softmax(score_BHLS).astype(v_BHSK.dtype)
-        attended_BLHK = jnp.einsum("bhls,bhsk->blhk", weights_BHLS, v_BHSK)
-        return rearrange(attended_BLHK, "b l h k -> b l (h k)")
+        q_BHLK = jnp.where(beyond_BLx[:, None], 0, q_BHLK)
+        bias_BxLS = jnp.where(mask_BLS[:, None], 0.0, jnp.finfo(jnp.float32).min / 2)
+        attended_BHLK = softmax_attention(q_BHLK, k_BHSK, v_BHSK, bias_BxLS)
+        return rearrange(attended_BHLK, "b h l k -> b l (h k)")
 
     def _gate(self, gate: nnx.Param) -> Float[Array, ""]:
         return jnp.tanh(gate[...]).astype(self.out.dtype)

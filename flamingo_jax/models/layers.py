@@ -17,10 +17,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from flamingo_jax.models.attention import AttentionChoice, CausalRows, attend
+from flamingo_jax.models.derivatives import gelu, normalize
 from flamingo_jax.models.mesh import Texts, row_axes
 
-ACTIVATIONS = {
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
+    "gelu": gelu,
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "relu": jax.nn.relu,
@@ -103,10 +104,18 @@ class Linear(nnx.Linear):
 def layer_norm(
     width: int, *, eps: float = 1e-5, bias: bool = True, dtype: DTypeLike, rngs: nnx.Rngs
 ) -> nnx.LayerNorm:
-    # The one-pass variance loses digits that parity with PyTorch needs.
-    return nnx.LayerNorm(
-        width, epsilon=eps, use_bias=bias, use_fast_variance=False, dtype=dtype, rngs=rngs
-    )
+    return LayerNorm(width, epsilon=eps, use_bias=bias, dtype=dtype, rngs=rngs)
+
+
+class LayerNorm(nnx.LayerNorm):
+    """By `normalize`: nnx's one-pass variance loses digits that parity with PyTorch needs, and its
+    backward pass goes through its input twice as often."""
+
+    def __call__(self, x: Any, *, mask: Any = None) -> Float[Array, "... D"]:
+        assert mask is None
+        assert self.scale is not None
+        bias_D = None if self.bias is None else self.bias[...]
+        return normalize(x, self.scale[...], bias_D, self.epsilon, self.dtype or x.dtype)
 
 
 def standardize(

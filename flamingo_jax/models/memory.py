@@ -14,6 +14,8 @@ from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from flamingo_jax.models.derivatives import KEPT
+
 FSDP_AXIS = "fsdp"
 RematPolicy = Literal["none", "elementwise", "dots", "full"]
 TreeT = TypeVar("TreeT")
@@ -59,9 +61,9 @@ def per_layer(
     """What the body of a scan over layers calls: `apply(module, x)` with gathered weights.
 
     `policy`: what is saved for the gradient besides the layer's input; the rest is computed again.
-    "none" saves everything but gathered weights, "elementwise" the outputs of all matmuls, "dots"
-    those of matmuls with weights, and "full" nothing. Of a Flamingo, "dots" is for the layers of
-    its two pretrained models; see `of_new_layers`.
+    "none" saves everything but gathered weights, "elementwise" the outputs of matmuls with weights,
+    and of attention what `derivatives.py` keeps, "dots" the former alone, and "full" nothing. Of a
+    Flamingo, "dots" is for the layers of its two pretrained models; see `of_new_layers`.
     """
 
     def layer(module, x):
@@ -69,10 +71,13 @@ def per_layer(
 
     if policy == "none":
         return jax.checkpoint(layer, policy=_but_gathered_weights) if _is_split() else layer
+    policies = jax.checkpoint_policies
+    of_weights = policies.dots_with_no_batch_dims_saveable
+    statistics = policies.save_only_these_names(KEPT)
     saved = {
-        "elementwise": jax.checkpoint_policies.dots_saveable,
-        "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        "full": jax.checkpoint_policies.nothing_saveable,
+        "elementwise": policies.save_from_both_policies(of_weights, statistics),
+        "dots": of_weights,
+        "full": policies.nothing_saveable,
     }
     return jax.checkpoint(layer, policy=saved[policy])
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-COMPILED = "/jax/core/compile/backend_compile_duration"  # or read from the persistent cache
+from flamingo_jax.compiler_memory import COMPILED
 
 
 class Compilations:

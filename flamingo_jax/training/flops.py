@@ -246,9 +246,9 @@ class StreamCounter:
         weight_needs = self._trains(rf"^{prefix}.*out/kernel$")
         sum_again = weight_needs or (remat == "full" and not parallel)
         gradients = flows * (1 + keys_flow)
-        again = flows and remat in ("dots", "full")
-        self._add(part, 2.0 * size, gradients, recomputed=again)
-        self._add(part, 2.0 * size, gradients, recomputed=again and sum_again)
+        keeps_sum = remat in ("none", "elementwise")
+        self._add(part, 2.0 * size, gradients, recomputed=flows and remat != "none")
+        self._add(part, 2.0 * size, gradients, recomputed=flows and sum_again and not keeps_sum)
 
     def _add(self, part: Part, forward: float, gradients: int, *, recomputed: bool) -> None:
         new = PartFlops(forward, gradients * forward, recomputed * forward)

@@ -178,6 +178,13 @@ def test_layers_with_plain_attention_save_weights_of_all_pairs(mesh):
     assert any(shape.count(128) > 1 for shape in saved_per_layer(mesh, "none"))
 
 
+@pytest.mark.parametrize("remat", ["elementwise", "dots"])
+def test_layers_compute_plain_attention_s_weights_again(mesh, remat):
+    shapes = saved_per_layer(mesh, remat)
+    assert (3, 4 * 128, 64) in shapes
+    assert not [shape for shape in shapes if shape.count(128) > 1]
+
+
 def test_cudnn_is_called_forward_and_backward(on_gpu, mesh):
     gradient, params, tokens = decoder_case(position="alibi", num_kv_heads=2)
     with jax.set_mesh(mesh):

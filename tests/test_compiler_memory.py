@@ -1,0 +1,52 @@
+import os
+import subprocess
+import sys
+
+import jax
+
+from flamingo_jax import compiler_memory
+
+BOTH_WAYS = """
+import sys
+import jax, jax.numpy as jnp
+from flamingo_jax.compiler_memory import give_back_compiler_memory
+
+def resident():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmRSS:"))
+
+def many(x):
+    for i in range(150):
+        x = jnp.sin(x @ x) + i * jnp.roll(x, i)
+    return x
+
+if sys.argv[1] == "give":
+    give_back_compiler_memory()
+jax.jit(many).lower(jnp.ones((64, 64))).compile()
+print(resident())
+"""
+
+
+def kib_after_compiling(way: str) -> int:
+    command = [sys.executable, "-W", "error", "-c", BOTH_WAYS, way]
+    env = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    return int(done.stdout)
+
+
+def test_the_compilers_memory_is_given_back():
+    assert kib_after_compiling("give") < kib_after_compiling("keep") - 10 * 1024
+
+
+def test_only_a_long_compilation_is_followed_by_it(monkeypatch):
+    calls = []
+    monkeypatch.setattr(compiler_memory, "_trim", lambda: calls.append(1))
+    compiler_memory.give_back_compiler_memory()
+    try:
+        for event, seconds in [("other", 9.0), (compiler_memory.COMPILED, 0.001)]:
+            jax.monitoring.record_event_duration_secs(event, seconds)
+        assert not calls
+        jax.monitoring.record_event_duration_secs(compiler_memory.COMPILED, 1.0)
+        assert calls == [1]
+    finally:
+        jax.monitoring.unregister_event_duration_listener(compiler_memory._listen)
