@@ -6,13 +6,15 @@ keeps them for what comes next; but the arrays of a step are too large to go the
 
 import ctypes
 import sys
+from functools import cache
 
 import jax
 
 COMPILED = "/jax/core/compile/backend_compile_duration"  # or read from the persistent cache
-FEWEST_SECONDS = 0.1
+FEWEST_SECONDS = 0.5
 
 
+@cache
 def give_back_compiler_memory() -> None:
     """After each compilation that takes a while, from now on. With glibc; elsewhere, nothing."""
     if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "malloc_trim"):
