@@ -13,8 +13,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-# Small beside what they spare: the remat policy "elementwise" keeps what bears this name.
-KEPT = "statistics"
+# What the remat policy "elementwise" keeps of these functions: small beside what it spares.
+KEPT = "kept"
 
 
 @jax.custom_jvp

@@ -108,8 +108,8 @@ def layer_norm(
 
 
 class LayerNorm(nnx.LayerNorm):
-    """By `normalize`: nnx's one-pass variance loses digits that parity with PyTorch needs, and its
-    backward pass goes through its input twice as often."""
+    """By `normalize`: nnx's one-pass variance loses digits that parity with PyTorch needs, and
+    differentiating it keeps more."""
 
     def __call__(self, x: Any, *, mask: Any = None) -> Float[Array, "... D"]:
         assert mask is None

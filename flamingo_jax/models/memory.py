@@ -73,9 +73,9 @@ def per_layer(
         return jax.checkpoint(layer, policy=_but_gathered_weights) if _is_split() else layer
     policies = jax.checkpoint_policies
     of_weights = policies.dots_with_no_batch_dims_saveable
-    statistics = policies.save_only_these_names(KEPT)
+    kept = policies.save_only_these_names(KEPT)
     saved = {
-        "elementwise": policies.save_from_both_policies(of_weights, statistics),
+        "elementwise": policies.save_from_both_policies(of_weights, kept),
         "dots": of_weights,
         "full": policies.nothing_saveable,
     }
