@@ -110,11 +110,11 @@ def _attention_backward(saved, gradient):
     of_v = jnp.einsum("...ls,...lk->...sk", weights, gradient)
     of_weights = jnp.einsum("...lk,...sk->...ls", gradient, v, preferred_element_type=jnp.float32)
     mean = jnp.sum(weights * of_weights, axis=-1, keepdims=True)
-    of_score = weights * (of_weights - mean) * q.shape[-1] ** -0.5
-    of_score = of_score.astype(q.dtype)
-    of_q = jnp.einsum("...ls,...sk->...lk", of_score, k)
-    of_k = jnp.einsum("...ls,...lk->...sk", of_score, q)
-    return of_q, of_k, of_v, None
+    of_score = (weights * (of_weights - mean)).astype(q.dtype)
+    of_q = jnp.einsum("...ls,...sk->...lk", of_score, k, preferred_element_type=jnp.float32)
+    of_k = jnp.einsum("...ls,...lk->...sk", of_score, q, preferred_element_type=jnp.float32)
+    scale = q.shape[-1] ** -0.5  # of these, which are smaller than the scores
+    return (scale * of_q).astype(q.dtype), (scale * of_k).astype(k.dtype), of_v, None
 
 
 softmax_attention.defvjp(_attention_forward, _attention_backward)

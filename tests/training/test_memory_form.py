@@ -39,11 +39,18 @@ def config_of(remat: str) -> Config:
 
 
 @pytest.fixture(scope="module")
-def step():
-    """(config, program, compiled program) with remat per layer."""
+def compiled():
+    """(config, program, text of the compiled program) with remat per layer."""
     config = config_of("full")
     program, traced = trace(config)
-    return config, program, HloProgram(traced.lower().compile().as_text())
+    return config, program, traced.lower().compile().as_text()
+
+
+@pytest.fixture(scope="module")
+def step(compiled):
+    """(config, program, compiled program)"""
+    config, program, text = compiled
+    return config, program, HloProgram(text)
 
 
 def trace(config):
@@ -114,6 +121,16 @@ def test_state_is_of_trained_weights_alone(step):
     state = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(program.state_shapes))
     assert trained < 0.5 * sum(sizes.values())
     assert state == pytest.approx(3 * trained, abs=8)  # weights, two moments, counters
+
+
+def test_weights_and_moments_are_updated_in_their_place(compiled):
+    text = compiled[-1]
+    given = re.findall(
+        r"%(\S+) = \S+ parameter\(\d+\).*op_name=\"state\.(?:params|opt_state)", text
+    )
+    copied = set(re.findall(r" copy\(%?([^)\s]+)\)", text))
+    assert len(given) > 30
+    assert not copied & set(given)
 
 
 @pytest.mark.parametrize("remat", ["none", "dots", "full"])
