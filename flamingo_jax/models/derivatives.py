@@ -113,7 +113,7 @@ def _attention_backward(saved, gradient):
     of_score = (weights * (of_weights - mean)).astype(q.dtype)
     of_q = jnp.einsum("...ls,...sk->...lk", of_score, k, preferred_element_type=jnp.float32)
     of_k = jnp.einsum("...ls,...lk->...sk", of_score, q, preferred_element_type=jnp.float32)
-    scale = q.shape[-1] ** -0.5  # of these, which are smaller than the scores
+    scale = q.shape[-1] ** -0.5  # here, as these are smaller than the scores
     return (scale * of_q).astype(q.dtype), (scale * of_k).astype(k.dtype), of_v, None
 
 

@@ -124,7 +124,7 @@ def test_state_is_of_trained_weights_alone(step):
 
 
 def test_weights_and_moments_are_updated_in_their_place(compiled):
-    text = compiled[-1]
+    _, _, text = compiled
     given = re.findall(
         r"%(\S+) = \S+ parameter\(\d+\).*op_name=\"state\.(?:params|opt_state)", text
     )
