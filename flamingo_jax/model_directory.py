@@ -280,7 +280,7 @@ def place(path: str, leaf: Leaf, dtype: str, mesh: Mesh | None) -> jax.Array:
         return leaf.read(jnp.dtype(dtype), index)
 
     if mesh is None:
-        array = jnp.asarray(leaf.read(jnp.dtype(dtype)))
+        array = jax.device_put(leaf.read(jnp.dtype(dtype)))  # on a CPU, without a copy
     else:
         sharding = NamedSharding(mesh, parameter_spec(path, leaf.shape, mesh))
         array = jax.make_array_from_callback(leaf.shape, sharding, read)

@@ -66,14 +66,14 @@ def _truncated(path: Path, size: int, expected: int) -> str:
 
 def forget_pages(arrays: Iterable[np.ndarray]) -> None:
     """Let the system drop what was read of mapped files: it would count as this process's memory
-    until something else needs the space.
+    until something else needs the space. What can be written to stays: it is no file's.
     """
     maps: dict[int, mmap.mmap] = {}
     for array in arrays:
         base: Any = array
         while isinstance(base, np.ndarray):
             base = base.base
-        if isinstance(base, mmap.mmap):
+        if isinstance(base, mmap.mmap) and not array.flags.writeable:
             maps[id(base)] = base
     for mapped in maps.values():
         if hasattr(mapped, "madvise"):

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Shaped
 
+from flamingo_jax.conversion.copying import copied, copy_into, fresh
 from flamingo_jax.errors import UserError
 from flamingo_jax.models.flamingo import FlamingoConfig
 
@@ -197,11 +198,11 @@ class Leaf:
         """The part that `index` names (default: all), read from one torch tensor after another."""
         index = index or (slice(None),) * len(self.shape)
         if not self.stacked:
-            return np.array(_take(self.views[0], self.shape, index), dtype)
+            return copied(_take(self.views[0], self.shape, index), dtype)
         views = self.views[index[0]]
-        out = np.empty((len(views), *_shape(self.shape[1:], index[1:])), dtype)
+        out = fresh((len(views), *_shape(self.shape[1:], index[1:])), dtype)
         for layer, view in enumerate(views):
-            out[layer] = _take(view, self.shape[1:], index[1:])
+            copy_into(out[layer, ...], _take(view, self.shape[1:], index[1:]))
         return out
 
 

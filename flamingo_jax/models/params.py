@@ -9,6 +9,7 @@ import dataclasses
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -66,6 +67,7 @@ def abstract(make: Any) -> ModelGraph:
     return ModelGraph(graphdef, state)
 
 
+@lru_cache(maxsize=16)  # tracing a model's initialisation takes up to a second
 def flamingo_graph(config: FlamingoConfig) -> ModelGraph:
     return abstract(lambda: Flamingo(config, nnx.Rngs(0)))
 

@@ -1,0 +1,43 @@
+"""Copies of arrays that lie in mapped files, made by all cores."""
+
+import math
+import mmap
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from jaxtyping import Shaped
+
+FEWEST_BYTES = 2**22  # of a copy that is worth starting threads for
+
+
+def copied(view: np.ndarray, dtype: Any) -> Shaped[np.ndarray, "..."]:
+    """A view's numbers in `dtype`, in memory of their own; see `fresh`."""
+    out = fresh(view.shape, dtype)
+    copy_into(out, view)
+    return out
+
+
+def copy_into(out: np.ndarray, view: np.ndarray) -> None:
+    """`out[...] = view`. One thread would mostly wait: fresh memory and a file's pages come from
+    the system page by page."""
+    threads = min(os.cpu_count() or 1, len(out)) if out.ndim else 1
+    if out.nbytes < FEWEST_BYTES or threads < 2:
+        out[...] = view
+        return
+    parts = np.array_split(out, threads), np.array_split(view, threads)
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(_copy, *parts))
+
+
+def fresh(shape: tuple[int, ...], dtype: Any) -> Shaped[np.ndarray, "..."]:
+    """Memory of its own that starts with a page, which JAX takes as a CPU's own array, without
+    another copy. NumPy's starts 16 bytes later."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    pages = mmap.mmap(-1, max(size, 1), access=mmap.ACCESS_COPY)
+    return np.frombuffer(pages, np.uint8, size).view(dtype).reshape(shape)
+
+
+def _copy(out: np.ndarray, view: np.ndarray) -> None:
+    out[...] = view
