@@ -1,4 +1,4 @@
-"""Copies of arrays that lie in mapped files, made by all cores."""
+"""Copies of arrays that lie in mapped files, made by several cores."""
 
 import math
 import mmap
@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 FEWEST_BYTES = 2**22  # of a copy that is worth starting threads for
+MOST_THREADS = 16  # more do not fill memory faster
 
 
 def copied(view: np.ndarray, dtype: Any) -> Shaped[np.ndarray, "..."]:
@@ -22,7 +23,7 @@ def copied(view: np.ndarray, dtype: Any) -> Shaped[np.ndarray, "..."]:
 def copy_into(out: np.ndarray, view: np.ndarray) -> None:
     """`out[...] = view`. One thread would mostly wait: fresh memory and a file's pages come from
     the system page by page."""
-    threads = min(os.cpu_count() or 1, len(out)) if out.ndim else 1
+    threads = min(os.cpu_count() or 1, MOST_THREADS, len(out)) if out.ndim else 1
     if out.nbytes < FEWEST_BYTES or threads < 2:
         out[...] = view
         return

@@ -8,6 +8,7 @@ import pytest
 from flamingo_jax.models.flamingo import check_image_count
 from flamingo_jax.models.loss import weighted_nll
 from flamingo_jax.models.params import flamingo_graph, init_params, select
+from flamingo_jax.training.sharding import MeshConfig, make_mesh
 from tests.conftest import IMAGE, VOCAB, random_images, random_params, small_config
 
 
@@ -20,6 +21,17 @@ def batch(rng):
     segments = np.ones_like(tokens)
     segments[1, 7:] = 0
     return random_images(rng, 2, 2, 1), tokens, segments
+
+
+def test_a_graph_is_made_once_per_config_whatever_mesh_is_in_force():
+    graph = flamingo_graph(small_config())
+    assert flamingo_graph(small_config()) is graph
+    flamingo_graph.cache_clear()
+    with jax.set_mesh(make_mesh(MeshConfig(data=1, fsdp=-1))):
+        again = flamingo_graph(small_config())
+    assert again is not graph
+    assert again.shapes() == graph.shapes()
+    assert again.graphdef == graph.graphdef
 
 
 def test_closed_gates_leave_the_language_model_as_it_is(batch):
