@@ -16,11 +16,11 @@ from jaxtyping import Float, Int32
 from PIL import Image
 
 from flamingo_jax.conversion.clip_text import clip_leaves, read_clip
-from flamingo_jax.conversion.readers import forget_pages, read_json
+from flamingo_jax.conversion.readers import read_json
 from flamingo_jax.conversion.tokenizer import load_tokenizer
 from flamingo_jax.data.images import resize_and_crop
 from flamingo_jax.errors import UserError
-from flamingo_jax.model_directory import image_settings
+from flamingo_jax.model_directory import image_settings, place
 from flamingo_jax.models.clip import Clip, ClipConfig
 from flamingo_jax.models.params import ModelGraph, Params, abstract
 
@@ -164,10 +164,7 @@ def load_clip(path: Path | str, *, batch_size: int = 64, quick_gelu: bool = True
     _check_preprocessing(folder, config.vision.image_size)
     graph = abstract(lambda: Clip(config, nnx.Rngs(0)))
     found = clip_leaves(graph.shapes(), config, names, vision, text, path)
-    params = {name: jnp.asarray(leaf.read(np.float32)) for name, leaf in found.items()}
-    jax.block_until_ready(params)
-    for leaf in found.values():
-        forget_pages(leaf.views)
+    params = {name: place(name, leaf, "float32", None) for name, leaf in found.items()}
     return LoadedClip(config, folder, graph, params, batch_size)
 
 

@@ -4,6 +4,7 @@ import math
 import mmap
 import os
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,15 +22,19 @@ def copied(view: np.ndarray, dtype: Any) -> Shaped[np.ndarray, "..."]:
 
 
 def copy_into(out: np.ndarray, view: np.ndarray) -> None:
-    """`out[...] = view`. One thread would mostly wait: fresh memory and a file's pages come from
-    the system page by page."""
+    """`out[...] = view`, for arrays of one shape; ValueError for others.
+
+    One thread would mostly wait: fresh memory and a file's pages come from the system page by page.
+    """
+    if out.shape != view.shape:
+        raise ValueError(f"{view.shape} cannot be copied into {out.shape}")
     threads = min(os.cpu_count() or 1, MOST_THREADS, len(out)) if out.ndim else 1
     if out.nbytes < FEWEST_BYTES or threads < 2:
         out[...] = view
         return
     parts = np.array_split(out, threads), np.array_split(view, threads)
     with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(_copy, *parts))
+        list(pool.map(partial(np.copyto, casting="unsafe"), *parts))  # raises what they raise
 
 
 def fresh(shape: tuple[int, ...], dtype: Any) -> Shaped[np.ndarray, "..."]:
@@ -38,7 +43,3 @@ def fresh(shape: tuple[int, ...], dtype: Any) -> Shaped[np.ndarray, "..."]:
     size = math.prod(shape) * np.dtype(dtype).itemsize
     pages = mmap.mmap(-1, max(size, 1), access=mmap.ACCESS_COPY)
     return np.frombuffer(pages, np.uint8, size).view(dtype).reshape(shape)
-
-
-def _copy(out: np.ndarray, view: np.ndarray) -> None:
-    out[...] = view

@@ -28,9 +28,10 @@ def test_writes_into_a_strided_part():
     assert np.array_equal(out.sum(axis=1), [LARGE, 0, LARGE, 0])
 
 
-def test_errors_of_threads_are_raised():
-    with pytest.raises(ValueError, match="broadcast"):
-        copy_into(np.zeros((4, LARGE), np.float32), np.zeros((4, LARGE + 1), np.float32))
+@pytest.mark.parametrize("shape", [(4, LARGE + 1), (1, LARGE), (LARGE,), ()])
+def test_other_shapes_are_refused(shape):
+    with pytest.raises(ValueError, match="cannot be copied into"):
+        copy_into(np.zeros((4, LARGE), np.float32), np.zeros(shape, np.float32))
 
 
 def test_a_cpu_takes_the_memory_without_a_copy():
