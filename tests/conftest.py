@@ -70,6 +70,12 @@ def random_params(config: FlamingoConfig, *, gate: float = 0.7) -> dict[str, np.
     return {p: jnp.asarray(draw(p, s.shape), jnp.float32) for p, s in shapes.items()}
 
 
+def pytest_collection_modifyitems(items):
+    """Modules with slow tests first, so that no worker is left alone with one at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _room_for_programs():
     """A compiled program maps memory, and Linux ends a process with more than 65,530 mappings."""

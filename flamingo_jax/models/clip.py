@@ -8,7 +8,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from flamingo_jax.models.decoder import causal_mask
+from flamingo_jax.models.attention import causal_mask
 from flamingo_jax.models.layers import (
     AttentionContext,
     Block,

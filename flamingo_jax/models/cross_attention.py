@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from flamingo_jax.models.derivatives import softmax_attention
+from flamingo_jax.models.derivatives import KEPT, MASKED, softmax_attention
 from flamingo_jax.models.image_blocks import (
     ImageBlocks,
     from_slots,
@@ -132,6 +133,7 @@ class GatedCrossAttention(nnx.Module):
         q_ND = self.query(self.norm(x_ND))
         each = zip(texts.split(q_ND), media, visible, sees, strict=True)
         attended_ND = texts.join([self._attend(q, kv, v, s) for q, kv, v, s in each])
+        attended_ND = checkpoint_name(attended_ND, KEPT)
         gated_ND = self._gate(self.attention_gate) * self.out(attended_ND)
         y_ND = x_ND + jnp.where(sees_Nx, gated_ND, 0)
         dense_ND = self._gate(self.feed_forward_gate) * self.feed_forward(y_ND)
@@ -191,8 +193,8 @@ class GatedCrossAttention(nnx.Module):
         mask_BLS = (visible_BL[..., None] == image_S) | ~sees_BLx | beyond_BLx
         # A query of zeros scores all keys alike.
         q_BHLK = jnp.where(beyond_BLx[:, None], 0, q_BHLK)
-        bias_BxLS = jnp.where(mask_BLS[:, None], 0.0, jnp.finfo(jnp.float32).min / 2)
-        attended_BHLK = softmax_attention(q_BHLK, k_BHSK, v_BHSK, bias_BxLS)
+        bias_BxLS = jnp.where(mask_BLS[:, None], 0.0, MASKED)
+        attended_BHLK = softmax_attention(q_BHLK, k_BHSK, v_BHSK, (bias_BxLS,))
         return rearrange(attended_BHLK, "b h l k -> b l (h k)")
 
     def _gate(self, gate: nnx.Param) -> Float[Array, ""]:

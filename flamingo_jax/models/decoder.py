@@ -11,7 +11,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from flamingo_jax.models.attention import CausalRows
+from flamingo_jax.models.attention import CausalRows, causal_mask
 from flamingo_jax.models.layers import (
     AttentionContext,
     Block,
@@ -75,14 +75,6 @@ def segment_positions(segments_BL: Int[Array, "B L"]) -> Int[Array, "B L"]:
     index_L = jnp.arange(segments_BL.shape[1])
     starts_BL = jnp.diff(segments_BL, axis=1, prepend=segments_BL[:, :1]) != 0
     return index_L - jax.lax.cummax(jnp.where(starts_BL, index_L, 0), axis=1)
-
-
-def causal_mask(segments_BL: Int[Array, "B L"]) -> Bool[Array, "B 1 L L"]:
-    """A token sees itself and earlier tokens of its own segment. Padding (segment 0) sees padding
-    only, which keeps its softmax finite and everything else untouched by it."""
-    length = segments_BL.shape[1]
-    same_BLL = segments_BL[:, :, None] == segments_BL[:, None, :]
-    return (same_BLL & jnp.tri(length, dtype=bool))[:, None]
 
 
 class Embedding(nnx.Module):

@@ -15,6 +15,10 @@ from jaxtyping import Array, Float
 
 # What the remat policy "elementwise" keeps of these functions: small beside what it spares.
 KEPT = "kept"
+# The outputs of linear layers, which "elementwise" and "dots" keep.
+LINEAR_OUTPUT = "linear output"
+# A bias that hides a key. Finite, so that a query that sees nothing has a softmax.
+MASKED = float(jnp.finfo(jnp.float32).min) / 2
 
 
 @jax.custom_jvp
@@ -83,26 +87,25 @@ def softmax_attention(
     q: Float[Array, "... L K"],
     k: Float[Array, "... S K"],
     v: Float[Array, "... S K"],
-    bias: Float[Array, "... #L S"] | None = None,
+    biases: tuple[Float[Array, "... #L S"], ...] = (),
 ) -> Float[Array, "... L K"]:
-    """softmax(q·k / √K + bias) · v over any leading axes; no gradient flows to the bias.
+    """softmax(q·k / √K + biases) · v over any leading axes; no gradient flows to the biases.
 
     Rematerialisation computes the weights again from `q`, `k` and two kept numbers of each query.
     """
-    return _attention_forward(q, k, v, bias)[0]
+    return _attention_forward(q, k, v, biases)[0]
 
 
-def _attention_forward(q, k, v, bias):
+def _attention_forward(q, k, v, biases):
     score = jnp.einsum("...lk,...sk->...ls", q, k, preferred_element_type=jnp.float32)
     score = score * q.shape[-1] ** -0.5
-    if bias is not None:
+    for bias in biases:  # one by one: their sum would be an array of all scores' size
         score = score + bias
     top = checkpoint_name(score.max(axis=-1, keepdims=True), KEPT)
     weights = jnp.exp(score - top)
     total = checkpoint_name(weights.sum(axis=-1, keepdims=True), KEPT)
     weights = (weights / total).astype(v.dtype)
-    attended = checkpoint_name(jnp.einsum("...ls,...sk->...lk", weights, v), KEPT)
-    return attended, (q, k, v, weights)
+    return jnp.einsum("...ls,...sk->...lk", weights, v), (q, k, v, weights)
 
 
 def _attention_backward(saved, gradient):

@@ -12,12 +12,13 @@ from typing import Any, Literal, TypeVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from flamingo_jax.models.attention import AttentionChoice, CausalRows, attend
-from flamingo_jax.models.derivatives import gelu, normalize
+from flamingo_jax.models.derivatives import KEPT, LINEAR_OUTPUT, gelu, normalize
 from flamingo_jax.models.mesh import Texts, row_axes
 
 ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
@@ -98,6 +99,7 @@ class Linear(nnx.Linear):
 
     def __call__(self, inputs: Any, out_sharding: Any = None) -> Float[Array, "... E"]:
         y_NE = super().__call__(inputs.reshape(-1, inputs.shape[-1]), out_sharding)
+        y_NE = checkpoint_name(y_NE, LINEAR_OUTPUT)
         return y_NE.reshape(*inputs.shape[:-1], y_NE.shape[-1])
 
 
@@ -175,7 +177,8 @@ class Attention(nnx.Module):
     ) -> Float[Array, "N D"]:
         """Every text attends to itself."""
         heads = zip(*map(texts.split, self._project(x_ND)), contexts, strict=True)
-        return self.out(texts.join([self._attend(*one) for one in heads]))
+        attended_ND = texts.join([self._attend(*one) for one in heads])
+        return self.out(checkpoint_name(attended_ND, KEPT))
 
     def _attend(
         self,

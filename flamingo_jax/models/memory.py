@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from flamingo_jax.models.derivatives import KEPT
+from flamingo_jax.models.derivatives import KEPT, LINEAR_OUTPUT
 
 FSDP_AXIS = "fsdp"
 RematPolicy = Literal["none", "elementwise", "dots", "full"]
@@ -61,9 +61,9 @@ def per_layer(
     """What the body of a scan over layers calls: `apply(module, x)` with gathered weights.
 
     `policy`: what is saved for the gradient besides the layer's input; the rest is computed again.
-    "none" saves everything but gathered weights, "elementwise" the outputs of matmuls with weights,
-    and of attention what `derivatives.py` keeps, "dots" the former alone, and "full" nothing. Of a
-    Flamingo, "dots" is for the layers of its two pretrained models; see `of_new_layers`.
+    "none" saves everything but gathered weights, "elementwise" the outputs of linear layers, and of
+    attention and norms what `derivatives.py` keeps, "dots" the former alone, and "full" nothing. Of
+    a Flamingo, "dots" is for the layers of its two pretrained models; see `of_new_layers`.
     """
 
     def layer(module, x):
@@ -71,15 +71,9 @@ def per_layer(
 
     if policy == "none":
         return jax.checkpoint(layer, policy=_but_gathered_weights) if _is_split() else layer
-    policies = jax.checkpoint_policies
-    of_weights = policies.dots_with_no_batch_dims_saveable
-    kept = policies.save_only_these_names(KEPT)
-    saved = {
-        "elementwise": policies.save_from_both_policies(of_weights, kept),
-        "dots": of_weights,
-        "full": policies.nothing_saveable,
-    }
-    return jax.checkpoint(layer, policy=saved[policy])
+    saved = {"elementwise": (LINEAR_OUTPUT, KEPT), "dots": (LINEAR_OUTPUT,), "full": ()}
+    names = jax.checkpoint_policies.save_only_these_names(*saved[policy])
+    return jax.checkpoint(layer, policy=names)
 
 
 def of_new_layers(policy: RematPolicy) -> RematPolicy:

@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from flamingo_jax.models.attention import AttentionChoice, attend
+from flamingo_jax.models.derivatives import KEPT, LINEAR_OUTPUT
 from flamingo_jax.models.layers import (
     FeedForward,
     layer_norm,
@@ -54,8 +56,9 @@ class ResamplerLayer(nnx.Module):
         self, latents_BRD: Float[Array, "B R D"], media_BND: Float[Array, "B N D"]
     ) -> Float[Array, "B R D"]:
         """`media`: patch tokens, standardized already; see `standardize`."""
-        attended = attend(*self.heads(latents_BRD, media_BND), wanted=self.kernel)
-        latents_BRD = latents_BRD + self.out(rearrange(attended, "b r h k -> b r (h k)"))
+        attended_BRHK = attend(*self.heads(latents_BRD, media_BND), wanted=self.kernel)
+        attended_BRE = checkpoint_name(rearrange(attended_BRHK, "b r h k -> b r (h k)"), KEPT)
+        latents_BRD = latents_BRD + self.out(attended_BRE)
         return latents_BRD + self.feed_forward(latents_BRD)
 
     def heads(
@@ -88,6 +91,7 @@ class ResamplerLayer(nnx.Module):
         dtype = media_BND.dtype
         rows_ND = media_BND.reshape(-1, media_BND.shape[-1])
         y_NO = rows_ND @ scaled_DO.astype(dtype) + shift_O.astype(dtype)
+        y_NO = checkpoint_name(y_NO, LINEAR_OUTPUT)
         return y_NO.reshape(*media_BND.shape[:2], -1)
 
 

@@ -11,6 +11,7 @@ from typing import Literal
 
 from flamingo_jax.config import Config
 from flamingo_jax.data.streams import StreamConfig
+from flamingo_jax.models.attention import causal_blocks
 from flamingo_jax.models.flamingo import FlamingoConfig
 from flamingo_jax.models.image_blocks import num_slots
 from flamingo_jax.models.memory import RematPolicy, of_new_layers
@@ -213,7 +214,8 @@ class StreamCounter:
             flows=self.flows_text,
             keys_flow=self.flows_media or self._trains("^cross_attention/(key|value)"),
         )
-        scores = rows * length**2 * decoder.num_heads * decoder.head_width
+        seen = sum(len(block) * block.stop for block in causal_blocks(length))
+        scores = rows * seen * decoder.num_heads * decoder.head_width
         left_over = decoder.num_layers % cross.interval
         self._attention(
             "lm",

@@ -14,10 +14,11 @@ from flamingo_jax.models.attention import (
     CausalRows,
     Kernel,
     attend,
+    causal_mask,
     choose,
     device_in_force,
 )
-from flamingo_jax.models.decoder import alibi_slopes, causal_mask, segment_positions
+from flamingo_jax.models.decoder import alibi_slopes, segment_positions
 from flamingo_jax.training.flops import FRAMES
 
 

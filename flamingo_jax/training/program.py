@@ -105,12 +105,17 @@ def build_program(config: Config, devices: list[jax.Device] | None = None) -> Pr
     )
 
 
-def _compiler_options(mesh: Mesh) -> dict[str, bool]:
+def _compiler_options(mesh: Mesh) -> dict[str, bool | str]:
     if mesh.devices.flat[0].platform != "cpu":
         return {}
-    # Without it, XLA for CPUs copies both moments first: it does not see that nothing reads the
-    # old ones after the new ones are written in their place.
-    return {"xla_cpu_copy_insertion_use_region_analysis": True}
+    return {
+        # Without it, XLA for CPUs copies both moments first: it does not see that nothing reads
+        # the old ones after the new ones are written in their place.
+        "xla_cpu_copy_insertion_use_region_analysis": True,
+        # Its default computes whatever it can as early as it can, such as all that
+        # rematerialisation computes again, and zeros to stack gradients in.
+        "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
+    }
 
 
 def batch_shapes(config: Config) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:

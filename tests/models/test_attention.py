@@ -17,8 +17,8 @@ from jax.sharding import AxisType, Mesh
 
 from flamingo_jax.config import Config
 from flamingo_jax.models import attention
-from flamingo_jax.models.attention import Call, Device, attend, choose, with_alibi
-from flamingo_jax.models.decoder import Decoder, DecoderConfig, alibi_slopes
+from flamingo_jax.models.attention import Call, Device, attend, causal_blocks, choose, with_alibi
+from flamingo_jax.models.decoder import Decoder, DecoderConfig, alibi_slopes, segment_positions
 from flamingo_jax.models.params import abstract, flamingo_graph
 from flamingo_jax.schema import build
 from flamingo_jax.training.kernels import attention_calls, attention_kernels, compare_attention
@@ -174,15 +174,50 @@ def test_layers_save_nothing_quadratic(request, mesh, platform, position, remat)
     assert not [shape for shape in shapes if shape.count(128) > 1]
 
 
-def test_layers_with_plain_attention_save_weights_of_all_pairs(mesh):
-    assert any(shape.count(128) > 1 for shape in saved_per_layer(mesh, "none"))
-
-
-@pytest.mark.parametrize("remat", ["elementwise", "dots"])
-def test_layers_compute_plain_attention_s_weights_again(mesh, remat):
+@pytest.mark.parametrize("remat", ["none", "elementwise", "dots"])
+def test_what_layers_with_plain_attention_save(mesh, remat):
     shapes = saved_per_layer(mesh, remat)
     assert (3, 4 * 128, 64) in shapes
-    assert not [shape for shape in shapes if shape.count(128) > 1]
+    weights = {(3, 4, 4, len(block), block.stop) for block in causal_blocks(128)}
+    assert len(weights) == 2
+    assert weights & set(shapes) == (weights if remat == "none" else set())
+
+
+@pytest.mark.parametrize("length", [1, 63, 64, 127, 128, 200, 257, 2048])
+def test_causal_blocks_are_all_queries_in_order(length):
+    blocks = causal_blocks(length)
+    assert [query for block in blocks for query in block] == list(range(length))
+    assert len(blocks) <= attention.CAUSAL_BLOCKS
+    assert len(blocks) == 1 or min(map(len, blocks)) >= attention.SMALLEST_CAUSAL_BLOCK / 2
+
+
+@pytest.mark.parametrize(
+    ("kv_heads", "length", "alibi"), [(6, 5, True), (2, 130, True), (2, 256, False), (6, 256, True)]
+)
+def test_causal_blocks_compute_what_masked_attention_does(rng, kv_heads, length, alibi):
+    """Outputs and gradients, of rows with several texts and padding."""
+    heads = 6  # no power of two: ALiBi's slopes are no exact fractions
+    q, k, v = (
+        jnp.asarray(rng.normal(size=(2, length, n, 8)), jnp.float32)
+        for n in (heads, kv_heads, kv_heads)
+    )
+    segments_BL = jnp.stack([jnp.full(length, 1), (jnp.arange(length) // (length // 3) + 1) % 4])
+    positions_BL = segment_positions(segments_BL)
+    slopes_H = alibi_slopes(heads) if alibi else None
+    bias = None
+    if alibi:
+        distance_BLL = positions_BL[:, None, :] - positions_BL[:, :, None]
+        bias = alibi_slopes(heads)[:, None, None] * distance_BLL[:, None]
+
+    def run(**causal_or_mask):
+        y, pull_back = jax.vjp(lambda *x: attend(*x, **causal_or_mask), q, k, v)
+        return [y, *pull_back(jnp.cos(y))]
+
+    causal = attention.CausalRows(segments_BL, positions_BL, slopes_H)
+    found = run(causal=causal)
+    expected = run(mask_BxLS=attention.causal_mask(segments_BL), bias_BHLS=bias)
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-6 * float(jnp.abs(theirs).max()))
 
 
 def test_cudnn_is_called_forward_and_backward(on_gpu, mesh):
