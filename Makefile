@@ -13,7 +13,7 @@ demo: install
 install: .venv/installed
 
 test: .venv/installed-for-tests browser
-	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadscope
 
 # Minutes each: the planner's figures for models of their true sizes.
 test-sizes: .venv/installed-for-tests compile-only

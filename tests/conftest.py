@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import settings
+from PIL import ImageFile
 
 import flamingo_jax
 from flamingo_jax.models.cross_attention import CrossAttentionConfig
@@ -70,10 +71,10 @@ def random_params(config: FlamingoConfig, *, gate: float = 0.7) -> dict[str, np.
     return {p: jnp.asarray(draw(p, s.shape), jnp.float32) for p, s in shapes.items()}
 
 
-def pytest_collection_modifyitems(items):
-    """Modules with slow tests first, so that no worker is left alone with one at the end."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+@pytest.fixture(autouse=True)
+def _whole_pictures(monkeypatch):
+    """lmms-eval turns this on for all of its process, and so for the tests after its own."""
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", False)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -16,8 +16,6 @@ from flamingo_jax.training.metrics import read_metrics
 from flamingo_jax.training.speed import read_ledger
 from tests.training.test_train import CONFIG, final_params
 
-pytestmark = pytest.mark.slow
-
 ROOT = Path(__file__).parents[2]
 
 
