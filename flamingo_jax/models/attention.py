@@ -1,12 +1,10 @@
 """Attention through the best kernel of the devices that a program is compiled for.
 
 GPUs: cuDNN's. TPUs: splash attention, for causal rows. Elsewhere, and for what those do not take:
-plain attention, as XLA compiles it; of causal rows, some queries and what they see at a time.
-Kernels keep no array of queries × keys for the gradient.
-Letters as in `layers.py`.
+plain attention, as XLA compiles it (`plain_attention.py`). Kernels keep no array of queries × keys
+for the gradient. Letters as in `layers.py`.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -14,28 +12,16 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from einops import rearrange
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from flamingo_jax.models.derivatives import MASKED, softmax_attention
+from flamingo_jax.models.derivatives import MASKED
 from flamingo_jax.models.mesh import head_axis, row_axes
+from flamingo_jax.models.plain_attention import CausalRows, attend_causal, attend_plain
 
 AttentionChoice = Literal["auto", "xla"]  # "xla": never a kernel
 NAMES = {"xla": "XLA", "cudnn": "cuDNN", "splash": "splash"}
 SPLASH_BLOCKS = (512, 256, 128)  # the largest that divides the length; a kernel needs 128
-# Of plain causal attention. More or smaller blocks save little more, and each is code to compile.
-CAUSAL_BLOCKS, SMALLEST_CAUSAL_BLOCK = 4, 64
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class CausalRows:
-    """What causal mask and ALiBi bias are made of: much smaller, and enough to make any part."""
-
-    segments_BL: Int[Array, "B L"]  # a token sees those up to itself that have its number
-    positions_BL: Int[Array, "B L"]
-    slopes_H: Float[Array, "H"] | None = None  # of ALiBi
 
 
 @dataclass(frozen=True)
@@ -132,14 +118,6 @@ def _gpu_lacks() -> str:
     return ""
 
 
-def causal_mask(segments_BL: Int[Array, "B L"]) -> Bool[Array, "B 1 L L"]:
-    """A token sees itself and earlier tokens of its own segment. Padding (segment 0) sees padding
-    only, which keeps its softmax finite and everything else untouched by it."""
-    length = segments_BL.shape[1]
-    same_BLL = segments_BL[:, :, None] == segments_BL[:, None, :]
-    return (same_BLL & jnp.tri(length, dtype=bool))[:, None]
-
-
 def attend(
     q_BLHK: Float[Array, "B L H K"],
     k_BSGK: Float[Array, "B S G K"],
@@ -152,7 +130,8 @@ def attend(
 ) -> Float[Array, "B L H K"]:
     """softmax(q·k / √K + bias, where mask) · v; H / G query heads share a key head.
 
-    No gradient flows to the bias. `causal`: what mask and bias were made of, if nothing else.
+    No gradient flows to the bias. `causal`: what mask and bias were made of, if nothing else;
+    plain attention reads it instead of them.
     """
     call = Call(
         str(q_BLHK.dtype),
@@ -171,60 +150,11 @@ def attend(
         assert causal is not None
         return _splash(q_BLHK, k_BSGK, v_BSGK, causal)
     if causal is not None:
-        return _plain_causal(q_BLHK, k_BSGK, v_BSGK, causal)
+        return attend_causal(q_BLHK, k_BSGK, v_BSGK, causal)
     biases = [] if bias_BHLS is None else [bias_BHLS]
     if mask_BxLS is not None:
         biases.append(jnp.where(mask_BxLS, 0.0, MASKED))
-    return _plain(q_BLHK, k_BSGK, v_BSGK, biases)
-
-
-def _plain(q_BLHK, k_BSGK, v_BSGK, biases):
-    length, groups = q_BLHK.shape[1], k_BSGK.shape[2]
-    # The query heads of one key head are further queries of it.
-    q_BGLK = rearrange(q_BLHK, "b l (g m) k -> b g (m l) k", g=groups)
-    k_BGSK, v_BGSK = (rearrange(y, "b s g k -> b g s k") for y in (k_BSGK, v_BSGK))
-
-    def by_group(bias_BHLS: Array) -> Array:
-        shape = (*bias_BHLS.shape[:1], q_BLHK.shape[2], length, *bias_BHLS.shape[3:])
-        every_BHLS = jnp.broadcast_to(bias_BHLS, shape)
-        return rearrange(every_BHLS, "b (g m) l s -> b g (m l) s", g=groups)
-
-    if q_BLHK.shape[2] != groups:
-        biases = map(by_group, biases)
-    attended_BGLK = softmax_attention(q_BGLK, k_BGSK, v_BGSK, tuple(biases))
-    return rearrange(attended_BGLK, "b g (m l) k -> b l (g m) k", l=length)
-
-
-def causal_blocks(length: int) -> list[range]:
-    """Queries that attend together, to the keys up to the last of them."""
-    count = max(1, min(CAUSAL_BLOCKS, length // SMALLEST_CAUSAL_BLOCK))
-    size = math.ceil(length / count)
-    return [range(first, min(first + size, length)) for first in range(0, length, size)]
-
-
-def _plain_causal(q_BLHK, k_BLGK, v_BLGK, causal: CausalRows):
-    def attend_block(block: range) -> Array:
-        queries, keys = slice(block.start, block.stop), slice(block.stop)
-        biases = _causal_biases(causal, block)
-        return _plain(q_BLHK[:, queries], k_BLGK[:, keys], v_BLGK[:, keys], biases)
-
-    blocks = causal_blocks(q_BLHK.shape[1])
-    return jnp.concatenate([attend_block(block) for block in blocks], axis=1)
-
-
-def _causal_biases(causal: CausalRows, block: range) -> list[Float[Array, "B #H #L S"]]:
-    """The mask, and ALiBi as a bias of keys: no array of heads × queries × keys.
-
-    Distances are those from the block's last query. From another one of the same segment all of
-    them differ alike, which makes no difference to a softmax.
-    """
-    mask_BxLS = causal_mask(causal.segments_BL[:, : block.stop])[:, :, block.start :]
-    biases = [jnp.where(mask_BxLS, 0.0, MASKED)]
-    if causal.slopes_H is not None:
-        positions_BS = causal.positions_BL[:, : block.stop]
-        distances_BS = positions_BS - positions_BS[:, -1:]
-        biases.append(causal.slopes_H[:, None, None] * distances_BS[:, None, None])
-    return biases
+    return attend_plain(q_BLHK, k_BSGK, v_BSGK, biases)
 
 
 def _cudnn(q_BLHK, k_BSGK, v_BSGK, mask_BxLS, bias_BHLS, *, is_causal: bool):

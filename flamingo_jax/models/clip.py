@@ -8,7 +8,6 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from flamingo_jax.models.attention import causal_mask
 from flamingo_jax.models.layers import (
     AttentionContext,
     Block,
@@ -18,6 +17,7 @@ from flamingo_jax.models.layers import (
     pin_batch,
     stack,
 )
+from flamingo_jax.models.plain_attention import causal_mask
 from flamingo_jax.models.vision import VisionConfig, VisionTransformer
 
 

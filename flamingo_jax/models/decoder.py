@@ -11,7 +11,6 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from flamingo_jax.models.attention import CausalRows, causal_mask
 from flamingo_jax.models.layers import (
     AttentionContext,
     Block,
@@ -25,6 +24,7 @@ from flamingo_jax.models.layers import (
 from flamingo_jax.models.loss import chunked_nll
 from flamingo_jax.models.memory import RematPolicy, gather, of_new_layers, per_layer
 from flamingo_jax.models.mesh import Texts
+from flamingo_jax.models.plain_attention import CausalRows, causal_mask
 from flamingo_jax.models.row_scores import row_scores
 
 

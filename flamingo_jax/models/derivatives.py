@@ -13,7 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-# What the remat policy "elementwise" keeps of these functions: small beside what it spares.
+# What the remat policy "elementwise" keeps besides linear outputs: small beside what it spares.
 KEPT = "kept"
 # The outputs of linear layers, which "elementwise" and "dots" keep.
 LINEAR_OUTPUT = "linear output"

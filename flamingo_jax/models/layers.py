@@ -17,9 +17,10 @@ from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from flamingo_jax.models.attention import AttentionChoice, CausalRows, attend
+from flamingo_jax.models.attention import AttentionChoice, attend
 from flamingo_jax.models.derivatives import KEPT, LINEAR_OUTPUT, gelu, normalize
 from flamingo_jax.models.mesh import Texts, row_axes
+from flamingo_jax.models.plain_attention import CausalRows
 
 ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
     "gelu": gelu,

@@ -61,8 +61,8 @@ def per_layer(
     """What the body of a scan over layers calls: `apply(module, x)` with gathered weights.
 
     `policy`: what is saved for the gradient besides the layer's input; the rest is computed again.
-    "none" saves everything but gathered weights, "elementwise" the outputs of linear layers, and of
-    attention and norms what `derivatives.py` keeps, "dots" the former alone, and "full" nothing. Of
+    "none" saves everything but gathered weights, "elementwise" the outputs of linear layers and
+    what is named `KEPT`, of attention and norms, "dots" the former alone, and "full" nothing. Of
     a Flamingo, "dots" is for the layers of its two pretrained models; see `of_new_layers`.
     """
 

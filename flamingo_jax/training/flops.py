@@ -11,11 +11,11 @@ from typing import Literal
 
 from flamingo_jax.config import Config
 from flamingo_jax.data.streams import StreamConfig
-from flamingo_jax.models.attention import causal_blocks
 from flamingo_jax.models.flamingo import FlamingoConfig
 from flamingo_jax.models.image_blocks import num_slots
 from flamingo_jax.models.memory import RematPolicy, of_new_layers
 from flamingo_jax.models.params import flamingo_graph, select
+from flamingo_jax.models.plain_attention import causal_blocks
 
 Part = Literal["vision", "resampler", "cross_attention", "lm", "head"]
 FRAMES = 1  # per image, in every stream

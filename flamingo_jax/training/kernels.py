@@ -11,14 +11,13 @@ from flamingo_jax.config import Config
 from flamingo_jax.models.attention import (
     AttentionChoice,
     Call,
-    CausalRows,
     Kernel,
     attend,
-    causal_mask,
     choose,
     device_in_force,
 )
 from flamingo_jax.models.decoder import alibi_slopes, segment_positions
+from flamingo_jax.models.plain_attention import CausalRows, causal_mask
 from flamingo_jax.training.flops import FRAMES
 
 

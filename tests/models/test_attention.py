@@ -17,9 +17,16 @@ from jax.sharding import AxisType, Mesh
 
 from flamingo_jax.config import Config
 from flamingo_jax.models import attention
-from flamingo_jax.models.attention import Call, Device, attend, causal_blocks, choose, with_alibi
+from flamingo_jax.models.attention import Call, Device, attend, choose, with_alibi
 from flamingo_jax.models.decoder import Decoder, DecoderConfig, alibi_slopes, segment_positions
 from flamingo_jax.models.params import abstract, flamingo_graph
+from flamingo_jax.models.plain_attention import (
+    CAUSAL_BLOCKS,
+    SMALLEST_CAUSAL_BLOCK,
+    CausalRows,
+    causal_blocks,
+    causal_mask,
+)
 from flamingo_jax.schema import build
 from flamingo_jax.training.kernels import attention_calls, attention_kernels, compare_attention
 from flamingo_jax.training.program import batch_shapes
@@ -133,7 +140,7 @@ def test_a_mesh_computes_what_one_device_does(on_tpu, mesh, rng, shape):
         for heads in (4, kv_heads, kv_heads)
     )
     segments = jnp.arange(128)[None] // jnp.arange(40, 40 + rows)[:, None]
-    causal = attention.CausalRows(segments, segments, alibi_slopes(4))
+    causal = CausalRows(segments, segments, alibi_slopes(4))
 
     def run(q, k, v):
         y, pull_back = jax.vjp(lambda *x: attend(*x, causal=causal), q, k, v)
@@ -187,8 +194,8 @@ def test_what_layers_with_plain_attention_save(mesh, remat):
 def test_causal_blocks_are_all_queries_in_order(length):
     blocks = causal_blocks(length)
     assert [query for block in blocks for query in block] == list(range(length))
-    assert len(blocks) <= attention.CAUSAL_BLOCKS
-    assert len(blocks) == 1 or min(map(len, blocks)) >= attention.SMALLEST_CAUSAL_BLOCK / 2
+    assert len(blocks) <= CAUSAL_BLOCKS
+    assert len(blocks) == 1 or min(map(len, blocks)) >= SMALLEST_CAUSAL_BLOCK / 2
 
 
 @pytest.mark.parametrize(
@@ -213,9 +220,9 @@ def test_causal_blocks_compute_what_masked_attention_does(rng, kv_heads, length,
         y, pull_back = jax.vjp(lambda *x: attend(*x, **causal_or_mask), q, k, v)
         return [y, *pull_back(jnp.cos(y))]
 
-    causal = attention.CausalRows(segments_BL, positions_BL, slopes_H)
+    causal = CausalRows(segments_BL, positions_BL, slopes_H)
     found = run(causal=causal)
-    expected = run(mask_BxLS=attention.causal_mask(segments_BL), bias_BHLS=bias)
+    expected = run(mask_BxLS=causal_mask(segments_BL), bias_BHLS=bias)
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=2e-6 * float(jnp.abs(theirs).max()))
 
@@ -233,7 +240,7 @@ def test_cudnn_is_called_forward_and_backward(on_gpu, mesh):
 def test_flops_of_kernels_are_counted(on_gpu, monkeypatch, mesh):
     x = jax.ShapeDtypeStruct((4, 128, 4, 16), jnp.bfloat16)
     rows = jnp.ones((4, 128), jnp.int32)
-    causal = attention.CausalRows(rows, rows)
+    causal = CausalRows(rows, rows)
 
     def run(x):
         return attend(x, x, x, causal=causal)
