@@ -111,13 +111,14 @@ def peers(
 ) -> dict[str, Run]:
     import torch
 
-    from benchmarks.torch_flamingo import TorchFlamingo
+    from benchmarks.torch_flamingo import TorchFlamingo, original_tensors
 
     if device == "cpu":
         torch.set_num_threads(len(os.sched_getaffinity(0)))
     dtype = getattr(torch, config.dtype)
     images, tokens, names = draw_inputs(config, work)
-    original = TorchFlamingo(config, jax.device_get(params), device, dtype)
+    arrays = original_tensors(config, jax.device_get(params))
+    original = TorchFlamingo(config, arrays, device, dtype)
     shown = torch.from_numpy(np.moveaxis(images[:, :, 0], -1, 2).copy())
     asked = torch.from_numpy(tokens).long()
 

@@ -21,12 +21,30 @@ from flamingo_jax.conversion.weights import export, make_plan
 from flamingo_jax.models.flamingo import FlamingoConfig
 
 
+def original_tensors(config: FlamingoConfig, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Weights by our paths → float32 by the original's names."""
+    family = family_of(_mpt(config).to_dict())
+    plan = make_plan(params, config, all_rows(family, config))
+    return {name: make() for name, make in export(plan, params, np.float32).items()}
+
+
+def _mpt(config: FlamingoConfig) -> transformers.MptConfig:
+    decoder = config.decoder
+    return transformers.MptConfig(
+        d_model=decoder.width,
+        n_heads=decoder.num_heads,
+        n_layers=decoder.num_layers,
+        vocab_size=decoder.total_vocab_size,
+        max_seq_len=decoder.max_length,
+    )
+
+
 class TorchFlamingo:
     """An MPT between whose layers the gated cross-attention stands, with our weights.
 
     Args:
       config: of our model.
-      params: by our paths.
+      arrays: see `original_tensors`.
       device: where all of it lies, and inputs are moved.
       dtype: of weights and activations.
     """
@@ -34,25 +52,14 @@ class TorchFlamingo:
     def __init__(
         self,
         config: FlamingoConfig,
-        params: Mapping[str, Any],
+        arrays: Mapping[str, np.ndarray],
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
     ):
         self.device, self.dtype = device, dtype
-        decoder = config.decoder
-        facts = transformers.MptConfig(
-            d_model=decoder.width,
-            n_heads=decoder.num_heads,
-            n_layers=decoder.num_layers,
-            vocab_size=decoder.total_vocab_size,
-            max_seq_len=decoder.max_length,
-        )
+        facts = _mpt(config)
         family = family_of(facts.to_dict())
-        plan = make_plan(params, config, all_rows(family, config))
-        tensors = {
-            name: torch.from_numpy(make()).to(device, dtype)
-            for name, make in export(plan, params, np.float32).items()
-        }
+        tensors = {n: torch.from_numpy(a).to(device, dtype) for n, a in arrays.items()}
         self.weights = original.Weights(tensors)
         self.config = config
         self.media = self.text_time = torch.zeros(0)
@@ -65,6 +72,7 @@ class TorchFlamingo:
         }
         language["lm_head.weight"] = language["transformer.wte.weight"]
         self.lm.load_state_dict(language, assign=True)
+        self.lm.tie_weights()
         self.lm.eval()
         self.lm.register_forward_pre_hook(self._see, with_kwargs=True)
         interval = config.cross_attention.interval

@@ -6,7 +6,6 @@ bfloat16 autocast, as its `--precision amp_bf16`.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,11 +22,12 @@ class TorchTraining:
     """A frozen vision encoder and language model; resampler and cross-attention train.
 
     Args:
+      arrays: see `original_tensors`.
       device: where all of it lies.
     """
 
-    def __init__(self, config: FlamingoConfig, params: Mapping[str, Any], device: str):
-        self.model = TorchFlamingo(config, params, device)
+    def __init__(self, config: FlamingoConfig, arrays: Mapping[str, np.ndarray], device: str):
+        self.model = TorchFlamingo(config, arrays, device)
         self.autocast = torch.autocast(device, torch.bfloat16, enabled=device != "cpu")
         self.first_new_row = config.decoder.vocab_size
         lm, weights = self.model.lm, self.model.weights
@@ -68,7 +68,9 @@ class TorchTraining:
         self.model._see(None, (), {"input_ids": rows["tokens"]})
         with self.autocast:
             return self.model.lm.transformer(
-                input_ids=rows["tokens"], attention_mask=torch.ones_like(rows["tokens"])
+                input_ids=rows["tokens"],
+                attention_mask=torch.ones_like(rows["tokens"]),
+                use_cache=False,
             ).last_hidden_state
 
     def loss(self, text: torch.Tensor, rows: Rows) -> torch.Tensor:
@@ -78,21 +80,25 @@ class TorchTraining:
         return functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
 
     def step(self, batch: Mapping[str, Rows], scale: Mapping[str, float]) -> dict[str, float]:
-        """One update; gives the loss of each stream."""
+        """One update; gives the loss of each stream, and the norm of the gradient."""
         losses = {}
         for name, rows in batch.items():
             loss = self.loss(self.text(self.latents(self.patches(rows), rows), rows), rows)
             (scale[name] * loss).backward()
             losses[name] = loss.detach()
-        self.update()
+        losses["gradient"] = self.update()
         return {name: float(loss) for name, loss in losses.items()}
 
-    def update(self) -> None:
+    def update(self) -> torch.Tensor:
+        """Gives the norm of the gradient."""
         assert self.table.grad is not None
-        self.table.grad[: self.first_new_row] = 0
-        torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
+        new_rows = torch.zeros_like(self.table.grad)
+        new_rows[self.first_new_row :] = 1
+        self.table.grad = self.table.grad * new_rows
+        norm = torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        return norm
 
     def parts(self, batch: Mapping[str, Rows]) -> dict[str, Callable[[], None]]:
         """The step's parts, each alone: forward, and backward where there is a gradient."""

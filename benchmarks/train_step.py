@@ -1,9 +1,10 @@
 """A training step, side by side with the original's way in PyTorch.
 
-The same weights and batch for both, in turns; the losses of the first steps must agree. Each side
-is a process of its own, so that its peak memory is its own, too: above the imports on a CPU, the
-accelerator's on a GPU. Then the step's parts, each alone: `layers` are the language model's with
-the cross-attention between them. MFU is against the ceiling of matmuls that this run measures.
+The same weights and batch for both, in turns; losses and gradients of the first steps must agree.
+Each side is a process of its own, so that its peak memory is its own, too: above the imports on a
+CPU, the accelerator's on a GPU. Then the step's parts, each alone: `layers` are the language
+model's with the cross-attention between them. MFU is against the ceiling of matmuls that this run
+measures.
 
     python -m benchmarks.train_step --json figures.json
     python -m benchmarks.train_step --device gpu --size 9b --layers 8
@@ -26,7 +27,7 @@ from flamingo_jax.errors import UserError
 from flamingo_jax.models.memory import RematPolicy
 
 CORES = 2  # of a CPU, for either side
-LOSSES_AGREE = {"float32": 1e-3, "bfloat16": 3e-2}  # within this share
+AGREE = {"float32": 1e-3, "bfloat16": 3e-2}  # within this share
 
 
 class Side:
@@ -54,14 +55,14 @@ class Side:
         self.process.wait()
 
 
-def check_losses(steps: Sequence[dict[str, dict[str, Any]]], dtype: str) -> None:
-    """UserError: the losses of the first two steps differ, so the times cannot be compared."""
+def check_results(steps: Sequence[dict[str, dict[str, Any]]], dtype: str) -> None:
+    """UserError: losses of the streams, or norms of the gradient, differ in the first two steps."""
     for number, both in enumerate(steps[:2]):
-        for name in both["ours"]["losses"]:
-            ours, theirs = (both[side]["losses"][name] for side in ("ours", "original"))
-            if abs(ours - theirs) > LOSSES_AGREE[dtype] * abs(theirs):
+        for name in both["ours"]["results"]:
+            ours, theirs = (both[side]["results"][name] for side in ("ours", "original"))
+            if abs(ours - theirs) > AGREE[dtype] * abs(theirs):
                 raise UserError(
-                    f"step {number + 1}: the loss of {name} is {ours:.5f}, the original's "
+                    f"step {number + 1}: of {name}, ours is {ours:.5f}, the original's "
                     f"{theirs:.5f}: they do not do the same work"
                 )
 
@@ -71,7 +72,7 @@ def compare(table: report.Report, sides: dict[str, Side], dtype: str, turns: int
     steps = [{name: side.run("step") for name, side in sides.items()} for _ in range(turns + 2)]
     has_peer = "original" in sides
     if has_peer:
-        check_losses(steps, dtype)
+        check_results(steps, dtype)
     timed = {name: [both[name]["seconds"] for both in steps[2:]] for name in sides}
     medians = {name: statistics.median(times) for name, times in timed.items()}
     ratios = [a / b for a, b in zip(*timed.values(), strict=True)] if has_peer else [1.0]

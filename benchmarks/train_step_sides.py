@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import multiprocessing
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -81,7 +83,8 @@ class Ours:
         with jax.set_mesh(self.program.mesh):
             step = self.program.train_step
             self.state, metrics = step(self.state, self.frozen, self.batch)
-        return {name: float(metrics[f"loss/{name}"]) for name in self.batch}
+        losses = {name: float(metrics[f"loss/{name}"]) for name in self.batch}
+        return losses | {"gradient": float(metrics["grad_norm"])}
 
     def compiled_programs(self) -> int:
         return self.program.train_step._cache_size()
@@ -137,20 +140,38 @@ class Ours:
         return {name: lambda f=f: jax.block_until_ready(f()) and None for name, f in calls.items()}
 
 
+def write_arrays(config: Config, path: Path) -> None:
+    """The initial weights, as the original names them."""
+    import jax
+
+    from benchmarks.torch_flamingo import original_tensors
+    from flamingo_jax.models.params import init_params
+
+    key = jax.random.key(config.seed)
+    params = jax.device_get(jax.jit(lambda: init_params(config.model, key))())
+    np.savez(path, **original_tensors(config.model, params))
+
+
 class Original:
-    """The original's, in PyTorch."""
+    """The original's, in PyTorch.
+
+    Another process draws the weights, so that no memory of JAX is counted as PyTorch's.
+    """
 
     def __init__(self, config: Config, device: str):
-        import jax
         import torch
 
         from benchmarks.torch_training import TorchTraining, to_torch
-        from flamingo_jax.models.params import init_params
 
         torch.set_num_threads(len(os.sched_getaffinity(0)))
-        key = jax.random.key(config.seed)
-        params = jax.device_get(jax.jit(lambda: init_params(config.model, key))())
-        self.training = TorchTraining(config.model, params, device)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "weights.npz"
+            spawn = multiprocessing.get_context("spawn")
+            drawing = spawn.Process(target=write_arrays, args=(config, path))
+            drawing.start()
+            drawing.join()
+            with np.load(path) as arrays:
+                self.training = TorchTraining(config.model, arrays, device)
         self.weights = {name: stream.weight for name, stream in config.streams.items()}
         self.batch = {n: to_torch(rows, device) for n, rows in make_batch(config).items()}
         self.synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
@@ -205,7 +226,8 @@ def serve(side: str, config: Config, device: str) -> None:
 
     if side == "original":
         import benchmarks.torch_training  # noqa: F401
-    jax.devices()
+    else:
+        jax.devices()
     imported = memory("cpu", "VmRSS") if device == "cpu" else 0
     made = Ours(config) if side == "ours" else Original(config, device)
     parts: dict[str, Call] = {}
@@ -214,10 +236,10 @@ def serve(side: str, config: Config, device: str) -> None:
         if name != "step" and not parts:
             parts = made.parts()
         start = time.perf_counter()
-        losses = made.step() if name == "step" else parts[name]()
+        results = made.step() if name == "step" else parts[name]()
         answer = {
             "seconds": time.perf_counter() - start,
-            "losses": losses,
+            "results": results,
             "peak_bytes": memory(device, "VmHWM") - imported,
             "programs": made.compiled_programs(),
         }

@@ -1,7 +1,8 @@
-"""The original in torch, as far as a check of converted weights needs it.
+"""The original in torch, as far as checks of converted weights and benchmarks need it.
 
 Written from OpenFlamingo's and MPT-1B's published code, without anything of this package, so that a
-mistake of ours is not repeated here. Language models other than MPT-1B are transformers' own.
+mistake of ours is not repeated here; operation for operation, so that it costs what the original
+does. Language models other than MPT-1B are transformers' own.
 """
 
 import math
@@ -9,15 +10,47 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def attention(q: Any, k: Any, v: Any, heads: int, bias: Any = None) -> Any:
-    """Multi-head attention over (B, L, heads × features)."""
+def split_heads(x: Any, heads: int) -> Any:
+    """(B, L, heads × features) → (B, heads, L, features)."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def attention(q: Any, k: Any, v: Any, heads: int, bias: Any) -> Any:
+    """Multi-head attention over (B, L, heads × features), with a bias of its scores."""
     import torch
 
-    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
-    scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
-    if bias is not None:
-        scores = scores + bias
+    q, k, v = (split_heads(x, heads) for x in (q, k, v))
+    scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]) + bias
     return (torch.softmax(scores, -1) @ v).transpose(1, 2).flatten(2)
+
+
+def media_attention(
+    q: Any, k: Any, v: Any, heads: int, text_time: Any = None, num_images: int = 1
+) -> Any:
+    """OpenFlamingo's attention to media, in the resampler and in cross-attention.
+
+    Args:
+      q: (B, L, heads × features).
+      k: (B, keys, heads × features); as many keys of each image, image by image.
+      v: as k.
+      heads: of attention.
+      text_time: (B, L), which image a query sees, from 1; 0: none. Without, it sees all.
+      num_images: of each row.
+    """
+    import torch
+
+    q, k, v = (split_heads(x, heads) for x in (q, k, v))
+    scores = torch.einsum("bhid,bhjd->bhij", q * q.shape[-1] ** -0.5, k)
+    if text_time is not None:
+        image = torch.arange(1, num_images + 1, device=q.device)
+        image = image.repeat_interleave(k.shape[2] // num_images)
+        hidden = text_time[:, None, :, None] != image
+        scores = scores.masked_fill(hidden, -torch.finfo(scores.dtype).max)
+    scores = scores - scores.amax(-1, keepdim=True).detach()
+    shares = scores.softmax(-1)
+    if text_time is not None:
+        shares = shares.masked_fill((text_time == 0)[:, None, :, None], 0)
+    return torch.einsum("bhij,bhjd->bhid", shares, v).transpose(1, 2).flatten(2)
 
 
 class Weights:
@@ -68,8 +101,9 @@ def openclip_patches(weights: Weights, images: Any, heads: int, quick_gelu: bool
         fused = functional.linear(
             block.norm("ln_1", x), block["attn.in_proj_weight"], block["attn.in_proj_bias"]
         )
-        q, k, v = fused.chunk(3, -1)
-        x = x + block.linear("attn.out_proj", attention(q, k, v, heads))
+        q, k, v = (split_heads(part, heads) for part in fused.chunk(3, -1))
+        attended = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        x = x + block.linear("attn.out_proj", attended)
         hidden = block.linear("mlp.c_fc", block.norm("ln_2", x))
         hidden = hidden * torch.sigmoid(1.702 * hidden) if quick_gelu else functional.gelu(hidden)
         x = x + block.linear("mlp.c_proj", hidden)
@@ -88,7 +122,7 @@ def resample(weights: Weights, patches: Any, heads: int) -> Any:
         queries = block.norm("norm_latents", latents)
         keys = torch.cat([block.norm("norm_media", patches), queries], 1)
         k, v = block.linear("to_kv", keys).chunk(2, -1)
-        attended = attention(block.linear("to_q", queries), k, v, heads)
+        attended = media_attention(block.linear("to_q", queries), k, v, heads)
         latents = latents + block.linear("to_out", attended)
         latents = latents + weights.below(f"layers.{layer}.1").feed_forward(latents)
         layer += 1
@@ -97,15 +131,9 @@ def resample(weights: Weights, patches: Any, heads: int) -> Any:
 
 def gated_cross_attention(weights: Weights, x: Any, media: Any, text_time: Any, heads: int) -> Any:
     """`GatedCrossAttentionBlock`; media (B, T, R, D), text_time (B, L): images so far."""
-    import torch
-
-    flat = media.flatten(1, 2)
-    k, v = weights.linear("attn.to_kv", flat).chunk(2, -1)
-    image = torch.arange(1, media.shape[1] + 1, device=x.device).repeat_interleave(media.shape[2])
-    hidden = (text_time[:, :, None] != image)[:, None]
-    bias = x.new_zeros(hidden.shape).masked_fill(hidden, torch.finfo(x.dtype).min)
+    k, v = weights.linear("attn.to_kv", media.flatten(1, 2)).chunk(2, -1)
     q = weights.linear("attn.to_q", weights.norm("attn.norm", x))
-    attended = attention(q, k, v, heads, bias).masked_fill((text_time == 0)[..., None], 0)
+    attended = media_attention(q, k, v, heads, text_time, media.shape[1])
     x = x + weights.linear("attn.to_out", attended) * weights["attn_gate"].tanh()
     return x + weights.below("ff").feed_forward(x) * weights["ff_gate"].tanh()
 

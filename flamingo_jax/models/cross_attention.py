@@ -136,7 +136,7 @@ class GatedCrossAttention(nnx.Module):
         attended_ND = checkpoint_name(attended_ND, KEPT)
         gated_ND = self._gate(self.attention_gate) * self.out(attended_ND)
         y_ND = x_ND + jnp.where(sees_Nx, gated_ND, 0)
-        dense_ND = self._gate(self.feed_forward_gate) * self.feed_forward(y_ND)
+        dense_ND = self.feed_forward(y_ND, self._gate(self.feed_forward_gate))
         if not self.config.feed_forward_everywhere:
             dense_ND = jnp.where(sees_Nx, dense_ND, 0)
         return y_ND + dense_ND

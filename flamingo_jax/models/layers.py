@@ -272,15 +272,22 @@ class Block(nnx.Module):
 
 
 class FeedForward(nnx.Module):
-    """LayerNorm, widening, erf-GELU, narrowing; no biases (OpenFlamingo `FeedForward`)."""
+    """LayerNorm, widening, erf-GELU, narrowing; no biases (OpenFlamingo `FeedForward`).
+
+    Its output times `gate`, if one is given. That enters before the narrowing, so that the gate's
+    gradient needs the wide activations, which are at hand, and no output is kept for it.
+    """
 
     def __init__(self, width: int, multiple: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.norm = layer_norm(width, dtype=dtype, rngs=rngs)
         self.up = linear(width, multiple * width, bias=False, dtype=dtype, rngs=rngs)
         self.down = linear(multiple * width, width, bias=False, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-        return self.down(ACTIVATIONS["gelu"](self.up(self.norm(x))))
+    def __call__(
+        self, x: Float[Array, "... D"], gate: Float[Array, ""] | None = None
+    ) -> Float[Array, "... D"]:
+        wide = ACTIVATIONS["gelu"](self.up(self.norm(x)))
+        return self.down(wide if gate is None else gate * wide)
 
 
 def stack(make: Callable[[nnx.Rngs], ModuleT], num_layers: int, rngs: nnx.Rngs) -> ModuleT:

@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from flamingo_jax.models.attention import AttentionChoice, attend
-from flamingo_jax.models.derivatives import KEPT, LINEAR_OUTPUT
+from flamingo_jax.models.derivatives import KEPT
 from flamingo_jax.models.layers import (
     FeedForward,
     layer_norm,
@@ -80,7 +80,8 @@ class ResamplerLayer(nnx.Module):
         """`linear(media_norm(media))`, with the norm's scale and bias moved into the weight.
 
         So the matmul's input is the same in all layers, and a constant where the vision encoder is
-        frozen: it is kept once, and has no gradient that the scale and bias alone would need.
+        frozen: it is kept once, and has no gradient that the scale and bias alone would need. The
+        output is computed again, not kept: all layers' keys and values of all patches are large.
         """
         norm = self.media_norm
         assert norm.scale is not None
@@ -91,7 +92,6 @@ class ResamplerLayer(nnx.Module):
         dtype = media_BND.dtype
         rows_ND = media_BND.reshape(-1, media_BND.shape[-1])
         y_NO = rows_ND @ scaled_DO.astype(dtype) + shift_O.astype(dtype)
-        y_NO = checkpoint_name(y_NO, LINEAR_OUTPUT)
         return y_NO.reshape(*media_BND.shape[:2], -1)
 
 

@@ -149,7 +149,7 @@ class StreamCounter:
                 part,
                 2.0 * self.tokens[tokens] * math.prod(self.shapes[path]),
                 flows + (path in self.trained),
-                recomputed=self.remat(part) == "full" and self._layer_recomputes(path),
+                recomputed=self._recomputes(path, part, tokens),
             )
 
     def input_flows(self, path: str) -> bool:
@@ -166,17 +166,21 @@ class StreamCounter:
             return self.flows_head
         return self.flows_text
 
-    def _layer_recomputes(self, path: str) -> bool:
-        """Whether remat per layer computes this matmul again.
+    def _recomputes(self, path: str, part: Part, tokens: str) -> bool:
+        """Whether remat computes this matmul again.
 
         A layer's gradient needs the inputs of its matmuls and norms; what is only added to the
-        output of the layer is not among them, unless a trained gate multiplies it.
+        output of the layer is not among them.
         """
+        remat = self.remat(part)
+        if remat == "elementwise" and tokens == "media":
+            return self.input_flows(path)
+        if remat != "full" or path.endswith("/down/kernel"):
+            return False
         if path.startswith("cross_attention/"):
-            gated = self._trains("^cross_attention/feed_forward_gate$")
-            return self.flows_text and (gated or not path.endswith("/down/kernel"))
+            return self.flows_text
         layered = re.match(r"(vision|resampler|decoder)/(layers|tail)/", path)
-        if not layered or path.endswith("/down/kernel"):
+        if not layered:
             return False
         parallel = layered[1] == "decoder" and self.model.decoder.parallel_residual
         if parallel and path.endswith("/out/kernel"):

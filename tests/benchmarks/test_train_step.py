@@ -1,0 +1,22 @@
+"""When two sides' steps count as the same work."""
+
+import pytest
+
+from benchmarks import train_step
+from flamingo_jax.errors import UserError
+
+
+def both(**theirs):
+    ours = {"pairs": 6.0, "gradient": 2.0}
+    return {"ours": {"results": ours}, "original": {"results": ours | theirs}}
+
+
+def test_sides_that_agree_may_be_timed():
+    train_step.check_results([both(gradient=2.001)], "float32")
+
+
+@pytest.mark.parametrize("theirs", [{"pairs": 6.1}, {"gradient": 1.9}])
+def test_a_loss_or_gradient_that_differs_is_refused(theirs):
+    (name,) = theirs
+    with pytest.raises(UserError, match=f"step 2: of {name}"):
+        train_step.check_results([both(), both(**theirs)], "float32")
