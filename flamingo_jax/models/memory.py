@@ -62,8 +62,9 @@ def per_layer(
 
     `policy`: what is saved for the gradient besides the layer's input; the rest is computed again.
     "none" saves everything but gathered weights, "elementwise" the outputs of linear layers and
-    what is named `KEPT`, of attention and norms, "dots" the former alone, and "full" nothing. Of
-    a Flamingo, "dots" is for the layers of its two pretrained models; see `of_new_layers`.
+    what is named `KEPT`, of attention and norms, "dots" the former alone, and "full" nothing. Keys
+    and values that the resampler takes from patches are saved by "none" alone. Of a Flamingo,
+    "dots" is for the layers of its two pretrained models; see `of_new_layers`.
     """
 
     def layer(module, x):
