@@ -43,6 +43,7 @@ from flamingo_jax.evaluation.results import write_json
 
 PLATFORMS = {"cpu": "cpu", "gpu": "cuda,cpu", "tpu": "tpu,cpu"}
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "torch", "transformers")
+VECTORS = ("avx512f", "avx2", "avx")  # widest first; XLA and PyTorch differ by them
 WIDTHS = (48, 12, 12, 8)  # of the table's columns
 PROBE = """
 import jax, json
@@ -141,16 +142,16 @@ def no_torch(device: str) -> str:
 
 
 def machine_facts() -> dict[str, Any]:
-    """`cpu`, `cores` that this process may use, `memory_gb`, `python`, and `versions`."""
-    names = [
-        line.split(":", 1)[1].strip()
-        for line in _lines("/proc/cpuinfo")
-        if line.startswith("model name")
-    ]
+    """`cpu`, its widest `vectors`, `cores` that this process may use, `memory_gb`, `python`, and
+    `versions`."""
+    about = [line.partition(":") for line in _lines("/proc/cpuinfo")]
+    cpu = {name.strip(): value.strip() for name, _, value in about}
+    flags = cpu.get("flags", "").split()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     installed = {name: _version(name) for name in PACKAGES}
     return {
-        "cpu": names[0] if names else platform.processor(),
+        "cpu": cpu.get("model name", platform.processor()),
+        "vectors": next((name for name in VECTORS if name in flags), None),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gb": round(memory / 1e9, 1),
         "python": platform.python_version(),

@@ -45,6 +45,7 @@ def test_table_and_file_hold_the_same(parse, tmp_path, capsys):
     assert written["settings"] == {"size": "tiny", "device": "cpu"}
     assert written["machine"]["versions"]["jax"] == jax.__version__
     assert written["machine"]["cores"] >= 1
+    assert "vectors" in written["machine"]
     assert [path.name for path in path.parent.iterdir()] == ["figures.json"]
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert rows == [
