@@ -23,12 +23,12 @@ from flamingo_jax.models.flamingo import FlamingoConfig
 
 def original_tensors(config: FlamingoConfig, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Weights by our paths → float32 by the original's names."""
-    family = family_of(_mpt(config).to_dict())
+    family = family_of(_mpt_config(config).to_dict())
     plan = make_plan(params, config, all_rows(family, config))
     return {name: make() for name, make in export(plan, params, np.float32).items()}
 
 
-def _mpt(config: FlamingoConfig) -> transformers.MptConfig:
+def _mpt_config(config: FlamingoConfig) -> transformers.MptConfig:
     decoder = config.decoder
     return transformers.MptConfig(
         d_model=decoder.width,
@@ -57,7 +57,7 @@ class TorchFlamingo:
         dtype: torch.dtype = torch.float32,
     ):
         self.device, self.dtype = device, dtype
-        facts = _mpt(config)
+        facts = _mpt_config(config)
         family = family_of(facts.to_dict())
         tensors = {n: torch.from_numpy(a).to(device, dtype) for n, a in arrays.items()}
         self.weights = original.Weights(tensors)

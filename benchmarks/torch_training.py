@@ -80,17 +80,20 @@ class TorchTraining:
         return functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
 
     def step(self, batch: Mapping[str, Rows], scale: Mapping[str, float]) -> dict[str, float]:
-        """One update; gives the loss of each stream, and the norm of the gradient."""
-        losses = {}
+        """One update; gives `loss/NAME` of each stream, the gradient's norm before clipping, and
+        the norm of Adam's first moment of the new rows, to which the tied head adds."""
+        results = {}
         for name, rows in batch.items():
             loss = self.loss(self.text(self.latents(self.patches(rows), rows), rows), rows)
             (scale[name] * loss).backward()
-            losses[name] = loss.detach()
-        losses["gradient"] = self.update()
-        return {name: float(loss) for name, loss in losses.items()}
+            results[f"loss/{name}"] = loss.detach()
+        results["grad_norm"] = self.update()
+        moment = self.optimizer.state[self.table]["exp_avg"]
+        results["moment/new_rows"] = moment[self.first_new_row :].norm()
+        return {name: float(value) for name, value in results.items()}
 
     def update(self) -> torch.Tensor:
-        """Gives the norm of the gradient."""
+        """Gives the gradient's norm before clipping."""
         assert self.table.grad is not None
         new_rows = torch.zeros_like(self.table.grad)
         new_rows[self.first_new_row :] = 1

@@ -2,12 +2,13 @@
 
 import dataclasses
 import json
-import multiprocessing
 import os
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -79,12 +80,16 @@ class Ours:
 
     def step(self) -> dict[str, float]:
         import jax
+        import optax
 
         with jax.set_mesh(self.program.mesh):
             step = self.program.train_step
             self.state, metrics = step(self.state, self.frozen, self.batch)
-        losses = {name: float(metrics[f"loss/{name}"]) for name in self.batch}
-        return losses | {"gradient": float(metrics["grad_norm"])}
+        moment = optax.tree.get(self.state.opt_state, "mu")["decoder/embedding/new_rows"]
+        names = [*(f"loss/{stream}" for stream in self.batch), "grad_norm"]
+        return {name: float(metrics[name]) for name in names} | {
+            "moment/new_rows": float(np.linalg.norm(moment))
+        }
 
     def compiled_programs(self) -> int:
         return self.program.train_step._cache_size()
@@ -166,10 +171,8 @@ class Original:
         torch.set_num_threads(len(os.sched_getaffinity(0)))
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "weights.npz"
-            spawn = multiprocessing.get_context("spawn")
-            drawing = spawn.Process(target=write_arrays, args=(config, path))
-            drawing.start()
-            drawing.join()
+            with ProcessPoolExecutor(1, get_context("spawn")) as another:
+                another.submit(write_arrays, config, path).result()
             with np.load(path) as arrays:
                 self.training = TorchTraining(config.model, arrays, device)
         self.weights = {name: stream.weight for name, stream in config.streams.items()}

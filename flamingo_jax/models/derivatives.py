@@ -91,7 +91,7 @@ def softmax_attention(
 ) -> Float[Array, "... L K"]:
     """softmax(q·k / √K + biases) · v over any leading axes; no gradient flows to the biases.
 
-    Rematerialisation computes the weights again from `q`, `k` and two kept numbers of each query.
+    Rematerialisation computes the weights again from `q` and `k`.
     """
     return _attention_forward(q, k, v, biases)[0]
 
@@ -101,11 +101,13 @@ def _attention_forward(q, k, v, biases):
     score = score * q.shape[-1] ** -0.5
     for bias in biases:  # one by one: their sum would be an array of all scores' size
         score = score + bias
-    top = checkpoint_name(score.max(axis=-1, keepdims=True), KEPT)
-    weights = jnp.exp(score - top)
-    total = checkpoint_name(weights.sum(axis=-1, keepdims=True), KEPT)
-    weights = (weights / total).astype(v.dtype)
-    return jnp.einsum("...ls,...sk->...lk", weights, v), (q, k, v, weights)
+    # Nothing of this is named to be kept, and the division comes last: so XLA for CPUs makes one
+    # loop of it all, which both cores run and which writes no scores. Alone, a matmul of many small
+    # matrices runs on one core there.
+    weights = jnp.exp(score - score.max(axis=-1, keepdims=True))
+    total = weights.sum(axis=-1, keepdims=True)
+    attended = jnp.einsum("...ls,...sk->...lk", weights.astype(v.dtype), v) / total
+    return attended.astype(v.dtype), (q, k, v, (weights / total).astype(v.dtype))
 
 
 def _attention_backward(saved, gradient):

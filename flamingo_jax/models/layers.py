@@ -272,11 +272,7 @@ class Block(nnx.Module):
 
 
 class FeedForward(nnx.Module):
-    """LayerNorm, widening, erf-GELU, narrowing; no biases (OpenFlamingo `FeedForward`).
-
-    Its output times `gate`, if one is given. That enters before the narrowing, so that the gate's
-    gradient needs the wide activations, which are at hand, and no output is kept for it.
-    """
+    """LayerNorm, widening, erf-GELU, narrowing; no biases (OpenFlamingo `FeedForward`)."""
 
     def __init__(self, width: int, multiple: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.norm = layer_norm(width, dtype=dtype, rngs=rngs)
@@ -284,10 +280,10 @@ class FeedForward(nnx.Module):
         self.down = linear(multiple * width, width, bias=False, dtype=dtype, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "... D"], gate: Float[Array, ""] | None = None
+        self, x: Float[Array, "... D"], gate: Float[Array, ""] | float = 1.0
     ) -> Float[Array, "... D"]:
-        wide = ACTIVATIONS["gelu"](self.up(self.norm(x)))
-        return self.down(wide if gate is None else gate * wide)
+        """Times `gate`, before `down`: after it, the gate's gradient would need the output kept."""
+        return self.down(gate * ACTIVATIONS["gelu"](self.up(self.norm(x))))
 
 
 def stack(make: Callable[[nnx.Rngs], ModuleT], num_layers: int, rngs: nnx.Rngs) -> ModuleT:

@@ -18,13 +18,14 @@ from flamingo_jax.config import Config
 from flamingo_jax.schema import build
 from flamingo_jax.train import train
 from flamingo_jax.training.checkpoint import Checkpointer
+from flamingo_jax.training.distributed import DEAD_AFTER_SECONDS
 from flamingo_jax.training.metrics import read_metrics
 from flamingo_jax.training.setup import set_up
 from tests import wide
 
 ROOT = Path(__file__).parents[2]
 CONFIG = build(Config, wide.get_config().to_dict())
-TIME_OUT = 60.0  # within which the others end when one process is gone
+TIME_OUT = DEAD_AFTER_SECONDS + 30.0  # within which the others end when one process is gone
 pytestmark = pytest.mark.slow
 
 
