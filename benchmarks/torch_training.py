@@ -1,8 +1,8 @@
 """The original's training step, in PyTorch: the peer of `benchmarks.train_step`.
 
 OpenFlamingo's `train_one_epoch` without its loader: a forward and a backward pass for each stream,
-the gradient of the whole embedding table masked to its new rows, clipping, AdamW. On a GPU under
-bfloat16 autocast, as its `--precision amp_bf16`.
+the gradient of the whole embedding table masked to its new rows, clipping, AdamW. A model
+of bfloat16 runs under autocast, as with its `--precision amp_bf16`.
 """
 
 from collections.abc import Callable, Mapping
@@ -28,7 +28,7 @@ class TorchTraining:
 
     def __init__(self, config: FlamingoConfig, arrays: Mapping[str, np.ndarray], device: str):
         self.model = TorchFlamingo(config, arrays, device)
-        self.autocast = torch.autocast(device, torch.bfloat16, enabled=device != "cpu")
+        self.autocast = torch.autocast(device, torch.bfloat16, enabled=config.dtype == "bfloat16")
         self.first_new_row = config.decoder.vocab_size
         lm, weights = self.model.lm, self.model.weights
         lm.requires_grad_(False)
@@ -130,9 +130,11 @@ class TorchTraining:
                 x.grad = None
             self.optimizer.zero_grad(set_to_none=True)
 
+        gradients = [torch.full_like(tensor, 1e-3) for tensor in self.trained]
+
         def run_update() -> None:
-            for tensor in self.trained:
-                tensor.grad = torch.full_like(tensor, 1e-3)
+            for tensor, gradient in zip(self.trained, gradients, strict=True):
+                tensor.grad = gradient
             self.update()
 
         return {

@@ -60,7 +60,7 @@ def check_results(steps: Sequence[dict[str, dict[str, Any]]], dtype: str) -> Non
     for number, both in enumerate(steps[:2]):
         for name in both["ours"]["results"]:
             ours, theirs = (both[side]["results"][name] for side in ("ours", "original"))
-            if abs(ours - theirs) > AGREE[dtype] * abs(theirs):
+            if not abs(ours - theirs) <= AGREE[dtype] * abs(theirs):  # nor is NaN like anything
                 raise UserError(
                     f"step {number + 1}: {name} is {ours:.6g}, the original's {theirs:.6g}: they "
                     "do not do the same work"

@@ -98,6 +98,7 @@ class Ours:
         """The step's parts, each alone: forward, and backward where there is a gradient."""
         import jax
         import jax.numpy as jnp
+        import optax
 
         from flamingo_jax.training.step import see
 
@@ -131,7 +132,12 @@ class Ours:
         seen = jax.jit(vision)(frozen, params, batch)
         media = jax.jit(latents)(params, frozen, seen)
         texts = jax.jit(layers)(params, media, frozen, batch)
-        update = jax.jit(optimizer.update)
+
+        def updated(gradients, state, params):
+            updates, state = optimizer.update(gradients, state, params)
+            return optax.apply_updates(params, updates), state
+
+        update = jax.jit(updated)
         of_new = jax.tree.map(lambda x: jnp.full_like(x, 1e-3), params)
         run_vision, run_latents = jax.jit(vision), gradient(latents, 0)
         run_layers, run_losses = gradient(layers, 0, 1), gradient(losses, 0, 1)

@@ -23,9 +23,14 @@ WORKDIR = flags.DEFINE_string("workdir", None, "the directory that holds a run, 
 
 
 def workdir() -> Path:
-    """What `--workdir` says. UserError: nothing."""
+    """What `--workdir` says. UserError: nothing, or no path."""
     if not WORKDIR.value:
         raise UserError("no workdir given; say where the run is kept, as in --workdir=runs/digits")
+    if "://" in WORKDIR.value:
+        raise UserError(
+            f"--workdir={WORKDIR.value} is an address, expected a directory: mount the bucket on "
+            "every host and give the path, as in --workdir=/mnt/bucket/run"
+        )
     return Path(WORKDIR.value)
 
 

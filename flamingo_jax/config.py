@@ -62,9 +62,14 @@ class Config:
     few_shot: FewShotConfig = field(default_factory=FewShotConfig)
 
     def __post_init__(self) -> None:
-        for name in ("num_steps", "accumulation_steps", "log_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, it must be at least 1")
+        positive = (
+            "num_steps", "accumulation_steps", "log_every", "checkpoint_every", "keep_checkpoints"
+        )  # fmt: skip
+        or_zero = ("keep_every", "evaluate_every", "max_nonfinite_steps", "watchdog_seconds")
+        for name in (*positive, *or_zero):
+            least = int(name in positive)
+            if not getattr(self, name) >= least:  # so that NaN is refused, too
+                raise ValueError(f"{name} is {getattr(self, name)}, it must be at least {least}")
         if len(self.profile_steps) not in (0, 2):
             raise ValueError(
                 f"profile_steps is {self.profile_steps}, it must be (first step, number of steps)"

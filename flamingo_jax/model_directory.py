@@ -22,7 +22,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float, Int
 
-from flamingo_jax.conversion.readers import forget_pages, read_json, read_safetensors
+from flamingo_jax.conversion.readers import forget_pages, indexed_files, read_json, read_safetensors
 from flamingo_jax.conversion.weights import Index, Leaf
 from flamingo_jax.conversion.writers import Entry, new_directory, write_safetensors
 from flamingo_jax.data.images import resize_and_crop
@@ -140,7 +140,9 @@ class ModelDirectory:
 
 
 def open_directory(folder: Path | str) -> ModelDirectory:
-    """UserError: no model directory, another format, or weights that do not fit its config."""
+    """UserError: no model directory or part of one, another format, or weights that do not fit its
+    config.
+    """
     folder = Path(folder)
     if not (folder / "weights.index.json").is_file():
         raise UserError(
@@ -151,11 +153,10 @@ def open_directory(folder: Path | str) -> ModelDirectory:
     if facts.pop("format", None) != FORMAT:
         raise UserError(f"{folder} is not in format {FORMAT}: import the model again")
     config = build(FlamingoConfig, facts.pop("model"), f"{folder}/config.json: model")
-    index = read_json(folder / "weights.index.json")["weight_map"]
     arrays = {
         path: array
-        for name in sorted(set(index.values()))
-        for path, array in read_safetensors(folder / name).items()
+        for file in indexed_files(folder / "weights.index.json")
+        for path, array in read_safetensors(file).items()
     }
     expected = {path: leaf.shape for path, leaf in flamingo_graph(config).shapes().items()}
     wrong = sorted(

@@ -15,6 +15,7 @@ from flamingo_jax.planning import report
 from flamingo_jax.planning.account import Account, measure
 from flamingo_jax.planning.search import Search, cheapest_remat, largest_batch
 from flamingo_jax.planning.targets import open_target, prepare_backends
+from flamingo_jax.training.program import naming
 from flamingo_jax.training.sharding import make_mesh, row_shards
 
 TOPOLOGY = flags.DEFINE_string(
@@ -52,7 +53,8 @@ def main(argv: Sequence[str]) -> None:
         searches["search_remat"] = cheapest_remat(config, measured)
         config = searches["search_remat"].config
     if SEARCH_BATCH.value and target.chip is not None:
-        parts = row_shards(make_mesh(config.mesh, target.devices))
+        with naming("config.mesh"):
+            parts = row_shards(make_mesh(config.mesh, target.devices))
         searches["search_batch"] = largest_batch(config, parts, target.chip.capacity, measured)
         config = searches["search_batch"].config
     account = measured(config)

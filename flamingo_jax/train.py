@@ -18,13 +18,14 @@ from flamingo_jax.config import Config
 from flamingo_jax.data.bad_records import BadRecordLog
 from flamingo_jax.data.pipeline import Batches, StepSource, batches
 from flamingo_jax.errors import UserError
-from flamingo_jax.evaluation.in_training import few_shot
+from flamingo_jax.evaluation.in_training import check_few_shot, few_shot, undo_after
 from flamingo_jax.schema import dump
 from flamingo_jax.training import distributed
 from flamingo_jax.training.checkpoint import Checkpointer, check_frozen, claim_workdir
 from flamingo_jax.training.feed import Feed
 from flamingo_jax.training.fingerprint import fingerprints
 from flamingo_jax.training.kernels import attention_kernels
+from flamingo_jax.training.metrics import floats, is_recorded
 from flamingo_jax.training.profile import Profile
 from flamingo_jax.training.progress import Progress
 from flamingo_jax.training.setup import Run, set_up
@@ -58,16 +59,23 @@ def train(
     start_up.done("devices")
     run = set_up(config, devices)
     check_vision_cache(run)
+    check_few_shot(run)
     claim_workdir(workdir, dump(config))
     checkpointer = Checkpointer(workdir, keep=config.keep_checkpoints, keep_every=config.keep_every)
     frozen = run.make_frozen()
     facts = {"version": 2, "config": dump(config), "frozen": fingerprints(frozen)}
-    state, start = _first_state(run, checkpointer, facts["frozen"])
+    state, restored = _first_state(run, checkpointer, facts["frozen"])
+    start = restored.get("step", 0)
+    undo_after(workdir, start)
     trained_count, frozen_count = (sum(x.size for x in p.values()) for p in (state.params, frozen))
     distributed.say(
         f"{trained_count:,} trained and {frozen_count:,} frozen parameters "
         f"on {run.mesh.size} {run.mesh.devices.flat[0].platform} device(s)"
     )
+    if frozen_count and not config.init_from:
+        distributed.say(
+            "warning: the frozen ones are random; config.init_from takes pretrained ones"
+        )
     distributed.say(attention_kernels(config, run.mesh))
 
     start_up.done("weights")
@@ -84,7 +92,16 @@ def train(
         return stop.received or FAILED * bool(feed.failure or checkpointer.failure)
 
     agreement = distributed.Agreement(run.mesh, vote)
-    step = start
+
+    def evaluate(step: int, metrics: dict[str, Any]) -> None:
+        """Note a step with its scores; not yet where a signal ends the evaluation."""
+        work = partial(few_shot, run, {**state.params, **frozen}, workdir, step)
+        with progress.aside("evaluate"), watchdog.paused():
+            scores = stop.unless_stopped(work, None)
+        if scores is not None:
+            progress.note(step, {**metrics, **scores})
+
+    step, kept = start, facts
     with (
         Watchdog(config.watchdog_seconds, f"process {jax.process_index()}") as watchdog,
         closing(cache) if cache else nullcontext(),
@@ -93,6 +110,8 @@ def train(
         closing(progress),
         closing(profile),
     ):
+        if "metrics" in restored and not is_recorded(workdir, start):
+            evaluate(start, restored["metrics"])
         agreement.propose()
         while step < config.num_steps and not (reason := agreement.decision())[0]:
             step += 1
@@ -107,21 +126,25 @@ def train(
                 feed.advance()
             progress.sent(step, batch, metrics)
             progress.finish_last()
-            scores: dict[str, float] = {}
-            if config.evaluate_every and step % config.evaluate_every == 0:
-                params = {**state.params, **frozen}
-                with progress.aside("evaluate"), watchdog.paused():
-                    scores = stop.unless_stopped(partial(few_shot, run, params, workdir, step), {})
             if step > start + 1:  # every process has compiled
                 watchdog.beat(f"step {step}")
-            progress.note(step, {**metrics, **counts, **scores})
+            evaluates = config.evaluate_every and step % config.evaluate_every == 0
+            metrics = {**metrics, **counts}  # type: ignore[dict-item]
+            kept = facts
+            if evaluates:  # a run that goes on from here may have to evaluate first
+                kept = {**facts, "metrics": floats(metrics)}
+            else:
+                progress.note(step, metrics)
             if step % config.checkpoint_every == 0 or step == config.num_steps:
+                progress.finish_last()  # a run that goes on from here does not write this line
                 with progress.aside("save"):
-                    checkpointer.save(step, state, facts)
+                    checkpointer.save(step, state, kept)
+            if evaluates:
+                evaluate(step, metrics)
         progress.finish_last()
         if step < config.num_steps:
             _stop(reason, feed.failure or checkpointer.failure)
-            checkpointer.save(step, state, facts)
+            checkpointer.save(step, state, kept)
             distributed.say(
                 f"stopped by {signal.Signals(reason[0]).name} after step {step}; "
                 "run the same command to go on"
@@ -130,16 +153,16 @@ def train(
 
 def _first_state(
     run: Run, checkpointer: Checkpointer, frozen: dict[str, str]
-) -> tuple[TrainState, int]:
-    """The state to go on from and its step: of the last checkpoint, or the beginning."""
+) -> tuple[TrainState, dict[str, Any]]:
+    """The state to go on from, and the facts saved with it; at the beginning there are none."""
     restored = checkpointer.restore(run.state_like())
     if restored is None:
-        return run.make_trained(), 0
+        return run.make_trained(), {}
     state, facts = restored
     check_frozen(facts, frozen)
     checkpointer.set_aside_after(facts["step"])
     distributed.say(f"resumed from step {facts['step']}")
-    return state, facts["step"]
+    return state, facts
 
 
 def _read(run: Run, workdir: Path, start: int) -> Generator[tuple[Batches, dict[str, int]]]:

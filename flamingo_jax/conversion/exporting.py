@@ -17,7 +17,7 @@ from flamingo_jax.conversion.family import Family
 from flamingo_jax.conversion.openflamingo_names import aliases, wrap
 from flamingo_jax.conversion.weights import Rows, export, make_plan, torch_shapes
 from flamingo_jax.conversion.writers import Entry, new_directory, write_safetensors
-from flamingo_jax.errors import UserError
+from flamingo_jax.errors import UserError, need_package
 from flamingo_jax.model_directory import ModelDirectory
 
 Makers = dict[str, Callable[[], np.ndarray]]
@@ -82,10 +82,9 @@ def export_openflamingo(directory: ModelDirectory, out: Path, whole: bool = Fals
     tokenizer.
 
     Raises:
-      UserError: `out` exists, or the disk has no room.
+      UserError: `out` exists, the disk has no room, or torch is not installed.
     """
-    import torch
-
+    torch = need_package("torch", "torch")
     state: dict[Callable[[], np.ndarray], Any] = {}
     named = {}
     for name, make in openflamingo_tensors(directory, whole).items():

@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 
 from flamingo_jax.conversion.weights import Tensors
-from flamingo_jax.errors import UserError
+from flamingo_jax.errors import UserError, need_package
 
 SAFETENSORS_DTYPES = {
     "F64": np.float64,
@@ -85,10 +85,9 @@ def load_torch(path: Path) -> Any:
 
     Raises:
       UserError: truncated or unreadable, or a pickle with anything but tensors in it, which is
-        refused since unpickling it could run any code.
+        refused since unpickling it could run any code; torch is not installed.
     """
-    import torch
-
+    torch = need_package("torch", "torch")
     mapped = zipfile.is_zipfile(path)  # older files are one pickle and cannot be mapped
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about pickle protocols, of files that are refused anyway
@@ -153,6 +152,17 @@ def read_file(path: Path) -> Tensors:
     return read_safetensors(path) if path.suffix == ".safetensors" else read_torch(path)
 
 
+def indexed_files(index: Path) -> list[Path]:
+    """The files that an index names, beside it. UserError: the directory lacks some of them."""
+    named = sorted(set(read_json(index)["weight_map"].values()))
+    if missing := [name for name in named if not (index.parent / name).is_file()]:
+        raise UserError(
+            f"{index.parent} lacks {', '.join(missing)}, named in {index.name}: copy or download "
+            "the rest of the model"
+        )
+    return [index.parent / name for name in named]
+
+
 def read_directory(folder: Path) -> Tensors:
     """All weights of a model directory as the Hub lays it out; safetensors where there are both.
 
@@ -163,13 +173,7 @@ def read_directory(folder: Path) -> Tensors:
         files = sorted(folder.glob(pattern))
         indices = sorted(folder.glob(f"{pattern}.index.json"))
         if indices:
-            named = set(json.loads(indices[0].read_text())["weight_map"].values())
-            if missing := sorted(named - {f.name for f in files}):
-                raise UserError(
-                    f"{folder} lacks {', '.join(missing)}, named in {indices[0].name}: "
-                    "download the rest of the model"
-                )
-            files = [f for f in files if f.name in named]
+            files = indexed_files(indices[0])
         # Some CLIPs come twice, under transformers' names and under OpenCLIP's.
         files = [f for f in files if not f.name.startswith("open_clip")] or files
         if files:

@@ -16,6 +16,7 @@ from flamingo_jax.conversion import torch_original as original
 from flamingo_jax.conversion.exporting import openflamingo_tensors, to_torch
 from flamingo_jax.conversion.importing import Imported
 from flamingo_jax.conversion.readers import to_numpy
+from flamingo_jax.errors import need_package
 from flamingo_jax.files import write_text
 from flamingo_jax.model_directory import LoadedModel, ModelDirectory
 from flamingo_jax.models.cross_attention import visible_image
@@ -51,9 +52,12 @@ def compare(model: LoadedModel, directory: ModelDirectory, source: Imported, see
 
     Weights are first rounded to the directory's dtype on both sides, so that the figures say
     whether the conversion is right, not what bfloat16 loses.
+
+    Raises:
+      UserError: torch is not installed.
     """
     inputs = Inputs.draw(model, seed)
-    ours, theirs = _ours(model, inputs), _theirs(directory, source, inputs)
+    theirs, ours = _theirs(directory, source, inputs), _ours(model, inputs)
     differences = {
         stage: {
             "max_abs_difference": float(np.abs(ours[stage] - theirs[stage]).max()),
@@ -109,8 +113,7 @@ def _stages(flamingo: Flamingo, images: jax.Array, tokens: jax.Array) -> dict[st
 
 
 def _theirs(directory: ModelDirectory, source: Imported, inputs: Inputs) -> Activations:
-    import torch
-
+    torch = need_package("torch", "torch")
     config = directory.config
 
     def tensors(arrays: dict[str, np.ndarray]) -> dict[str, Any]:

@@ -57,25 +57,27 @@ def new_directory(target: Path, needed_bytes: int) -> Iterator[Path]:
     """A directory that appears under its name only when complete; on any error nothing stays.
 
     Raises:
-      UserError: `target` is there already, or the disk has no room for `needed_bytes`.
+      UserError: `target` is there already or cannot be made, or the disk has no room for
+        `needed_bytes`.
     """
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"{target} exists already: choose another --out, or remove it first")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(target.parent).free
-    if needed_bytes > free:
-        raise UserError(
-            f"no room on the disk for {target}: {needed_bytes / 1e9:.2f} GB are needed, "
-            f"{free / 1e9:.2f} GB are free"
-        )
-    work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
-        yield work
-        work.chmod(0o755)
-        os.replace(work, target)
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise UserError(f"{target} exists already: choose another --out, or remove it first")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(target.parent).free
+        if needed_bytes > free:
+            raise UserError(
+                f"no room on the disk for {target}: {needed_bytes / 1e9:.2f} GB are needed, "
+                f"{free / 1e9:.2f} GB are free"
+            )
+        work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        try:
+            yield work
+            work.chmod(0o755)
+            os.replace(work, target)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise UserError(f"no room on the disk for {target}; nothing was left behind") from error
-        raise UserError(f"writing {target} failed: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        raise UserError(f"writing {target} failed ({error}): choose another --out") from error

@@ -40,12 +40,15 @@ class Drawn:
 
 
 class BadRecordLog:
-    """Counts over a run, and a JSON-lines file of its bad records, each once.
+    """Counts of what one process has drawn since it started, and a JSON-lines file of the bad
+    records among it, each once, which goes on over the parts of a run.
 
     Continues a run at `start`: lines of later steps, which a killed run may have left, are dropped.
+    Sound records are not written down, so a share of bad ones is known of this part alone.
 
     Attributes:
-      total: bad records of the whole run, its earlier parts included.
+      records, rejected, bad: drawn since the process started, see `Drawn`.
+      total: bad records, those that earlier parts left in the file included.
     """
 
     def __init__(self, path: Path | None, *, start: int = 0, max_fraction: float = 1.0):
@@ -61,7 +64,8 @@ class BadRecordLog:
         """Take in what a step has drawn.
 
         Raises:
-          UserError: more than `max_fraction` of all records were bad.
+          UserError: more than `max_fraction` of the records since the start were bad; of less than
+            `FEWEST` records, more than that share of `FEWEST`.
         """
         self.records += drawn.records
         self.rejected += drawn.rejected
@@ -77,8 +81,8 @@ class BadRecordLog:
             written = f"; all are in {self._path}" if self._path else ""
             raise UserError(
                 f"{self.bad} of {self.records} records are bad, more than data.max_bad_fraction "
-                f"{self._max_fraction} allows; the last: {last.shard}:{last.key}: {last.reason}"
-                f"{written}"
+                f"{self._max_fraction} allows, counted since this process started; the last: "
+                f"{last.shard}:{last.key}: {last.reason}{written}"
             )
 
 

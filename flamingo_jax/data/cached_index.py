@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from flamingo_jax.errors import UserError
+from flamingo_jax.files import replaced
 
 VERSION = 1  # of the arrays' meaning
 # NumPy reads an array's header with `ast`, which early releases of Python 3.11 get wrong when two
@@ -33,21 +34,24 @@ def load_index(path: str, index_dir: str, build: Callable[[str], np.ndarray]) ->
       UserError: it has to be built, and cannot be written.
     """
     target = index_path(path, index_dir)
-    if target.exists() and target.stat().st_mtime_ns >= os.stat(path).st_mtime_ns:
+    if _is_current(target, path):
         return _mapped(target)
     array = build(path)
-    temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            np.save(file, array)
-        temporary.replace(target)  # whole or not at all, also when several processes build it
+        if not _is_current(target, path):  # whoever built it meanwhile has mapped it
+            with replaced(target) as temporary, temporary.open("wb") as file:
+                np.save(file, array)
     except OSError as error:
         raise UserError(
             f"the index of {path} cannot be kept in {target.parent} ({error.strerror}): set the "
             "stream's options.index_dir to a directory that can be written"
         ) from None
     return _mapped(target)
+
+
+def _is_current(index: Path, path: str) -> bool:
+    return index.exists() and index.stat().st_mtime_ns >= os.stat(path).st_mtime_ns
 
 
 def _mapped(path: Path) -> np.ndarray:

@@ -56,6 +56,16 @@ def feature(fields: Mapping[str, Any], path: str) -> Any:
     raise BadRecordError(f"no feature {path!r} among: {', '.join(fields)}")
 
 
+def check_text(text: Any) -> None:
+    """BadRecordError: it is no string, or one that cannot be encoded, nor tokenized."""
+    if not isinstance(text, str):
+        raise BadRecordError(f"a text is {type(text).__name__}, expected str")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # JSON of the web has halves of characters: "\ud83d"
+        raise BadRecordError(f"a text is not Unicode: {error}") from None
+
+
 def decoded(text: bytes | str) -> str:
     try:
         return text.decode() if isinstance(text, bytes) else text

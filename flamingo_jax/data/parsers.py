@@ -7,10 +7,16 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from flamingo_jax.data.documents import END_OF_CHUNK, IMAGE, Document
-from flamingo_jax.data.fields import base64_size, decoded, field, from_base64, json_object
+from flamingo_jax.data.fields import (
+    base64_size,
+    check_text,
+    decoded,
+    field,
+    from_base64,
+    json_object,
+)
 from flamingo_jax.data.records import BadRecordError, Record, RejectedError
 
 ImageOrder = Literal["sentence", "openflamingo"]
@@ -46,8 +52,7 @@ class Passages:
         if len(lengths) > 1 or max(self.image_index, default=-1) >= len(self.images):
             raise BadRecordError("texts, image indices and images do not fit each other")
         for text in self.texts:
-            if not isinstance(text, str):
-                raise BadRecordError(f"a text is {type(text).__name__}, expected str")
+            check_text(text)
 
     def image(self, index: int) -> bytes:
         """BadRecordError: its base64 is damaged."""
@@ -171,6 +176,8 @@ def assigned_passages(record: Mapping[str, Any], images: Mapping[int, bytes | st
     """A document of MMC4 with these of its images, by their place in `image_info`: each is assigned
     to one sentence, such that the sum of similarities is largest.
     """
+    from scipy.optimize import linear_sum_assignment  # importing it takes most of a second
+
     sentences = field(record, "text_list", list)
     rows = list(images)
     if not rows:

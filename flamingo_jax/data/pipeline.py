@@ -42,7 +42,8 @@ class DataConfig:
       workers: processes that prepare batches; 0: a thread of the training process. About one per
         core; 8 devices at 3,200 images per second keep some 15 of them busy.
       prefetch: batches that each of them keeps ready.
-      max_bad_fraction: a larger share of bad records stops the run.
+      max_bad_fraction: a larger share of bad records, among those that one process has drawn since
+        it started, stops the run.
       vision_cache: a directory that keeps what a frozen vision encoder makes of each image, so that
         it is encoded once; "": none. For small sets that are seen in many epochs.
       vision_cache_gib: its size; what comes after is encoded in every epoch.
@@ -155,7 +156,7 @@ def batches(
     """Batches of steps `start`, start + 1, …, prepared ahead; see `DataConfig`.
 
     Raises:
-      UserError: a stream cannot be read, or too many of its records are bad.
+      UserError: a stream cannot be read, or too many records are bad, see `BadRecordLog.add`.
     """
     reader = prefetched(_Reader(source), start, workers=workers, prefetch=prefetch)
     with closing(reader):

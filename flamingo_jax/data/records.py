@@ -13,7 +13,7 @@ class Record:
       shard: the file it lies in.
       key: what it is called there.
       fields: its parts by name: a tar's files by extension, a JSON line's or a dataset's entries.
-      root: the directory that relative file names in the fields start from.
+      root: the directory that relative file names in the fields start from; "": none.
       epoch: how many times the records have been gone through before.
     """
 

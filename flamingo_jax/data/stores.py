@@ -160,7 +160,7 @@ class JsonLinesStore:
         descriptor, starts = self._files.opened(shard)
         start, end = (int(starts[i]) for i in (index, index + 1))
         line = _read(descriptor, start, end - start).split(b"\n")[0]
-        return Record(path, str(index), {"json": line}, os.path.dirname(path))
+        return Record(path, str(index), {"json": line}, os.path.dirname(path) or os.curdir)
 
 
 def _line_starts(path: str) -> np.ndarray:

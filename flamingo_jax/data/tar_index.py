@@ -41,10 +41,13 @@ def scan_tar(path: str) -> tuple[np.ndarray, list[str]]:
             end = member.offset_data + -(-member.size // BLOCK) * BLOCK
             if not member.isreg():
                 continue
+            # tarfile gives surrogates for bytes that are no UTF-8. As escapes they can be written
+            # wherever a key is: to logs, pages and prepared shards.
+            name = member.name.encode(errors="surrogateescape").decode(errors="backslashreplace")
             if member.offset_data + member.size > total:
-                lost.append(f"{member.name}, which the end of the file cuts off")
+                lost.append(f"{name}, which the end of the file cuts off")
                 continue
-            key, extension = split_name(member.name)
+            key, extension = split_name(name)
             sample += key != last_key
             last_key = key
             size = member.size

@@ -1,6 +1,5 @@
 """What `python -m flamingo_jax.evaluate` does with a model directory."""
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -9,15 +8,17 @@ import numpy as np
 from jax.experimental import multihost_utils
 from PIL import Image
 
-from flamingo_jax.clip import load_clip
+from flamingo_jax.clip import LoadedClip, load_clip
+from flamingo_jax.data.records import BadRecordError
 from flamingo_jax.errors import UserError
-from flamingo_jax.evaluation import results
+from flamingo_jax.evaluation import results, sampling
 from flamingo_jax.evaluation.config import FewShotConfig
 from flamingo_jax.evaluation.harness import evaluate
 from flamingo_jax.evaluation.inference import Model
+from flamingo_jax.evaluation.pictures import Pictures
 from flamingo_jax.evaluation.plan import Neighbours
-from flamingo_jax.evaluation.retrieval import ImageEncoder, image_features, top_k
-from flamingo_jax.evaluation.tasks import Example, Task
+from flamingo_jax.evaluation.retrieval import damaged, image_features, top_k
+from flamingo_jax.evaluation.tasks import TASKS, Example, Problems, Task
 from flamingo_jax.model_directory import load
 from flamingo_jax.training.sharding import make_mesh
 
@@ -51,7 +52,12 @@ def open_model(
 
 
 def few_shot(folder: Path, config: FewShotConfig, out: Path) -> dict[str, float | None]:
-    """Evaluate a model directory; see `harness.evaluate`."""
+    """Evaluate a model directory; see `harness.evaluate`. UserError too: no task to evaluate."""
+    if not config.tasks:
+        raise UserError(
+            "config.tasks is empty, so there is nothing to evaluate: name some of "
+            f"{', '.join(TASKS)}, as in --config.tasks=\"{{'coco': {{}}}}\""
+        )
     return evaluate(open_model(folder, config), config, out, neighbours_of(config))
 
 
@@ -62,26 +68,45 @@ def neighbours_of(config: FewShotConfig) -> Neighbours | None:
     return similar_images(load_clip(config.rices_model), Path(config.feature_cache))
 
 
-def similar_images(encoder: ImageEncoder, cache: Path) -> Neighbours:
-    """RICES by an image encoder, whose features are kept in `cache`."""
+def similar_images(clip: LoadedClip, cache: Path) -> Neighbours:
+    """RICES by a CLIP, whose features are kept in `cache`."""
 
     def neighbours(
-        task: Task, data: Path, queries: Sequence[Example], pool: Sequence[Example], k: int
-    ) -> np.ndarray:
+        task: Task,
+        data: Path,
+        queries: Sequence[Example],
+        pool: Sequence[Example],
+        k: int,
+        problems: Problems,
+    ) -> dict[str, np.ndarray]:
         files = {*task.files("train"), *task.files("test")}
         prefix = results.hash_of([task.path(data, name) for name in sorted(files)])
+        pictures = Pictures(task, data, clip.config.vision.image_size, kept=1)
 
-        def picture(name: str) -> Image.Image:
-            found = task.picture(data, name.removeprefix(prefix))
-            if isinstance(found, np.ndarray):
-                return Image.fromarray(found)
-            return Image.open(io.BytesIO(found))
+        def picture(name: str) -> Image.Image | None:
+            image = name.removeprefix(prefix)
+            try:
+                return Image.fromarray(pictures.pixels(image))
+            except BadRecordError as error:
+                # An error before hours of encoding; where faults are skipped, they are counted
+                # below, also those of features that were found.
+                Problems(problems.on_error).found("unreadable image", f"{data / image}: {error}")
+                return None
 
         def features(examples: Sequence[Example]) -> np.ndarray:
             names = [f"{prefix}{example.image}" for example in examples]
-            return after_the_first(lambda: image_features(encoder, names, picture, cache))
+            return after_the_first(lambda: image_features(clip, names, picture, cache))
 
-        return top_k(features(queries), features(pool), k)
+        wanted, kept = features(queries), features(pool)
+        lost = damaged(kept)
+        for i in lost:
+            problems.found("unreadable image", str(pool[i].image))
+        asked = np.delete(np.arange(len(queries)), damaged(wanted)).tolist()
+        sound = np.delete(np.arange(len(pool)), lost)
+        sampling.check_pool(len(sound), k)
+        # A mapped file is copied only where it must be.
+        found = sound[top_k(wanted[asked], kept[sound] if lost else kept, k)]
+        return {queries[i].id: row for i, row in zip(asked, found, strict=True)}
 
     return neighbours
 

@@ -61,8 +61,13 @@ class FewShotConfig:
     def __post_init__(self) -> None:
         for name, options in self.tasks.items():
             make_task(name, options)
-        if min(self.shots, default=0) < 0 or min(self.seeds, default=0) < 0:
-            raise ValueError("shots and seeds are at least 0")
+        for key in ("shots", "seeds"):
+            if min(getattr(self, key), default=-1) < 0:
+                raise ValueError(
+                    f"{key} is {getattr(self, key)}, expected one or more numbers of at least 0"
+                )
+        if self.num_samples < 0:
+            raise ValueError(f"num_samples is {self.num_samples}, expected at least 0 (0: all)")
         if min(self.batch_size, self.ensemble, self.round_length) < 1:
             raise ValueError("batch_size, ensemble and round_length are at least 1")
         if self.demonstrations == "rices" and not self.rices_model:

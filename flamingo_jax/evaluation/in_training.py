@@ -1,18 +1,57 @@
 """Few-shot evaluation of a model that is being trained."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import jax
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
+from flamingo_jax.errors import UserError
 from flamingo_jax.evaluation.command import neighbours_of
+from flamingo_jax.evaluation.config import make_task
 from flamingo_jax.evaluation.harness import evaluate
 from flamingo_jax.evaluation.inference import model_of_run
+from flamingo_jax.evaluation.plan import read, show
 from flamingo_jax.models.params import Params
+from flamingo_jax.training import distributed
+from flamingo_jax.training.program import naming
 from flamingo_jax.training.setup import Run
 from flamingo_jax.training.sharding import make_mesh, parameter_spec
+
+
+def check_few_shot(run: Run) -> None:
+    """What an evaluation while training needs, before anything is trained.
+
+    Raises:
+      UserError: nothing to evaluate, data or a CLIP that is missing or at fault, or a mesh that
+        does not fit the devices of this process.
+    """
+    every, config = run.config.evaluate_every, run.config.few_shot
+    if not every:
+        return
+    if not config.tasks:
+        raise UserError(
+            f"config.evaluate_every is {every}, but config.few_shot.tasks names nothing to "
+            "evaluate: give some, or leave evaluate_every at 0"
+        )
+    if jax.process_count() > 1:
+        with naming("config.few_shot.mesh"):
+            make_mesh(config.mesh, jax.local_devices())
+    neighbours_of(config)
+    drawn = dataclasses.replace(config, demonstrations="random")
+    for name, options in config.tasks.items():
+        dataset = read(name, make_task(name, options), drawn, None)
+        show(dataset, drawn, max(config.shots), config.seeds[0])
+
+
+def undo_after(workdir: Path, step: int) -> None:
+    """Forget evaluations of later steps, which a crash undid."""
+    if distributed.is_first():
+        for folder in (workdir / "few_shot").glob("*"):
+            if folder.name.isdecimal() and int(folder.name) > step:
+                shutil.rmtree(folder)
 
 
 def few_shot(run: Run, params: Params, workdir: Path, step: int) -> dict[str, float]:

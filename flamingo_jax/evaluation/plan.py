@@ -12,8 +12,11 @@ from flamingo_jax.evaluation.config import FewShotConfig
 from flamingo_jax.evaluation.prompts import Prompt, make_prompt
 from flamingo_jax.evaluation.tasks import Example, Problems, Task, read_split
 
-# (task, data root, queries, pool, k) → indices into the pool, (Q, k), the most similar first
-Neighbours = Callable[[Task, Path, Sequence[Example], Sequence[Example], int], np.ndarray]
+# (task, data root, queries, pool, k, problems) → by query id k indices into the pool, the most
+# similar first. Unreadable images of the pool are problems; of a query: it is absent.
+Neighbours = Callable[
+    [Task, Path, Sequence[Example], Sequence[Example], int, Problems], dict[str, np.ndarray]
+]
 Shown = list[tuple[Example, list[Example]]]  # what is asked, with its demonstrations, oldest first
 
 
@@ -48,10 +51,8 @@ def read(name: str, task: Task, config: FewShotConfig, neighbours: Neighbours | 
         count = max(max(config.shots), task.text_only)
         sampling.check_pool(len(places), count)
         pool = [train[i] for i in places]
-        found = neighbours(task, root, queries, pool, count)
-        most_similar = {
-            query.id: [places[i] for i in row] for query, row in zip(queries, found, strict=True)
-        }
+        found = neighbours(task, root, queries, pool, count, train_problems)
+        most_similar = {query: [places[i] for i in row] for query, row in found.items()}
     counts = dict(problems.counts), dict(train_problems.counts)
     return Dataset(name, task, train, test, *counts, most_similar)
 
@@ -77,7 +78,8 @@ def show(dataset: Dataset, config: FewShotConfig, shots: int, seed: int) -> Show
         chosen = [sampling.drawn(len(train), count, seed, e.id) for e in test]
     shown = []
     for i, indices in zip(asked, chosen, strict=True):
-        # The most similar comes last. A question without an image has none: its draw stays.
+        # The most similar comes last. A question without an image has none: its draw stays. So
+        # does that of an unreadable image, which is left out when it is asked.
         if (similar := dataset.neighbours.get(test[i].id)) is not None:
             indices = similar[:count][::-1]
         shown.append((test[i], [train[j] for j in indices]))

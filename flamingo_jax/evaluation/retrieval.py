@@ -37,22 +37,26 @@ class ImageEncoder(Protocol):
 def image_features(
     encoder: ImageEncoder,
     ids: Sequence[str],
-    load: Callable[[str], Image.Image],
+    load: Callable[[str], Image.Image | None],
     cache: Path,
     *,
     batch_size: int = 64,
 ) -> Features:
     """Unit vectors of images, float32 (N, D), as a memory-mapped file that later calls find again.
 
+    An image that is damaged has a row of zeros. Later calls try it again; once one can be read, all
+    are encoded anew.
+
     Args:
       encoder: what encodes them. Its fingerprint and the ids, with their order, name the file.
       ids: names the images; ids of other data must differ, so begin them with the data's hash.
-      load: gives the image of an id; called once for each, and not at all when the file is there.
+      load: gives the image of an id, None: it is damaged; called once for each, and for damaged
+        ones alone when the file is there.
       cache: the directory of such files.
       batch_size: images in memory at a time.
 
     Raises:
-      UserError: no ids.
+      UserError: no ids, or no image that can be read.
     """
     if not ids:
         raise UserError("no images were given to encode; RICES needs at least one demonstration")
@@ -60,15 +64,23 @@ def image_features(
     for name in ids:
         digest.update(b"\0" + name.encode())
     path = cache / f"{digest.hexdigest()[:32]}.npy"
-    if not path.is_file():
-        _encode(encoder, ids, load, path, batch_size)
+    if path.is_file():
+        features = np.load(path, mmap_mode="r")
+        if all(load(ids[i]) is None for i in damaged(features)):
+            return features
+    _encode(encoder, ids, load, path, batch_size)
     return np.load(path, mmap_mode="r")
+
+
+def damaged(features: Features) -> list[int]:
+    """The rows of images that could not be read."""
+    return np.flatnonzero(~features.any(axis=1)).tolist()
 
 
 def _encode(
     encoder: ImageEncoder,
     ids: Sequence[str],
-    load: Callable[[str], Image.Image],
+    load: Callable[[str], Image.Image | None],
     path: Path,
     batch_size: int,
 ) -> None:
@@ -76,13 +88,19 @@ def _encode(
     unfinished = path.with_suffix(".unfinished.npy")
     features = None
     for start in range(0, len(ids), batch_size):
-        images = [load(name) for name in ids[start : start + batch_size]]
-        rows = np.asarray(encoder.encode_images(images), np.float32)
+        loaded = ((i, load(ids[i])) for i in range(start, min(start + batch_size, len(ids))))
+        images = {i: image for i, image in loaded if image is not None}
+        if not images:
+            continue
+        rows = np.asarray(encoder.encode_images(list(images.values())), np.float32)
         if features is None:
             shape = (len(ids), rows.shape[1])
             features = open_memmap(unfinished, mode="w+", dtype=np.float32, shape=shape)
-        features[start : start + len(rows)] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    assert features is not None
+        features[list(images)] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    if features is None:
+        raise UserError(
+            f"not one of {len(ids)} images can be read: give the images of the data set"
+        )
     features.flush()
     unfinished.replace(path)
 

@@ -56,7 +56,7 @@ class DecoderConfig(BlockConfig):
         if self.position == "learned" and length > self.max_length:
             raise ValueError(
                 f"text of {length} tokens is longer than the "
-                f"{self.max_length} learned positions (decoder.max_length)"
+                f"{self.max_length} learned positions (decoder.max_length): give a shorter one"
             )
 
 
@@ -186,6 +186,7 @@ class Decoder(nnx.Module):
     def embed(
         self, tokens_BL: Int[Array, "B L"], segments_BL: Int[Array, "B L"]
     ) -> Float[Array, "B L D"]:
+        """One text per row. ValueError: it is longer than the learned positions."""
         # Beyond the table a gather would silently repeat the last row.
         self.config.check_length(tokens_BL.shape[1])
         return self.embed_at(tokens_BL, segment_positions(segments_BL))

@@ -17,7 +17,7 @@ from flamingo_jax.models.cross_attention import (
     GatedCrossAttention,
     visible_image,
 )
-from flamingo_jax.models.decoder import Decoder, DecoderConfig
+from flamingo_jax.models.decoder import Decoder, DecoderConfig, segment_positions
 from flamingo_jax.models.layers import pin_batch, stack
 from flamingo_jax.models.memory import RematPolicy
 from flamingo_jax.models.mesh import Texts, join_rows, split_rows
@@ -131,7 +131,11 @@ class Flamingo(nnx.Module):
         batches: Sequence[tuple[Float[Array, "_ _ R M"], Int[Array, "_ _"], Int[Array, "_ _"]]],
     ) -> list[Float[Array, "_ _ D"]]:
         """Decoder outputs of several batches of (latents, tokens, segments), of any shapes: what
-        one call per batch gives, with weights gathered and read once for all."""
+        one call per batch gives, with weights gathered and read once for all.
+
+        A row may be longer than the decoder's learned positions where each of its segments fits;
+        the caller checks that they do (`DecoderConfig.check_length`).
+        """
         media, tokens, segments = zip(*batches, strict=True)
         image = self.config.image_token
         visible = [visible_image(t, image, s) for t, s in zip(tokens, segments, strict=True)]
@@ -140,7 +144,10 @@ class Flamingo(nnx.Module):
             return block.together(x_ND, texts, block.keys_values_of(media), visible)
 
         return self.decoder.run_layers(
-            [self.decoder.embed(t, s) for t, s in zip(tokens, segments, strict=True)],
+            [
+                self.decoder.embed_at(t, segment_positions(s))
+                for t, s in zip(tokens, segments, strict=True)
+            ],
             [self.decoder.context(s) for s in segments],
             between=(self.cross_attention, look),
             remat=self.config.remat,
@@ -173,8 +180,10 @@ class Flamingo(nnx.Module):
 
         Raises:
           ValueError: more `<image>` tokens than images in a row (checked here unless traced; the
-            input pipeline checks every batch with `check_image_count`).
+            input pipeline checks every batch with `check_image_count`); rows longer than the
+            decoder's learned positions.
         """
+        self.config.decoder.check_length(tokens_BL.shape[1])
         if segments_BL is None:
             segments_BL = jnp.ones_like(tokens_BL)
         lenient = self.config.cross_attention.uniform_beyond_images

@@ -9,7 +9,7 @@ import dataclasses
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -67,14 +67,20 @@ def abstract(make: Any) -> ModelGraph:
     return ModelGraph(graphdef, state)
 
 
-@lru_cache(maxsize=16)  # tracing a model's initialisation takes up to a second
+@lru_cache(maxsize=16)
+def _initialiser(config: FlamingoConfig) -> Any:
+    """Jitted, key → model: all who ask share one trace, which takes a second or two."""
+    return jax.jit(lambda key: Flamingo(config, nnx.Rngs(key)))
+
+
+@lru_cache(maxsize=16)
 def flamingo_graph(config: FlamingoConfig) -> ModelGraph:
-    return abstract(lambda: Flamingo(config, nnx.Rngs(0)))
+    return abstract(partial(_initialiser(config), jax.random.key(0)))
 
 
 def init_params(config: FlamingoConfig, key: jax.Array) -> Params:
     """Random float32 parameters; call it under `jax.jit` with `out_shardings` for large models."""
-    return flatten(Flamingo(config, nnx.Rngs(key)))
+    return flatten(_initialiser(config)(key))
 
 
 def on_mesh_of(params: Params) -> contextlib.AbstractContextManager:

@@ -36,6 +36,16 @@ class ResamplerConfig:
     max_media: int = 0  # > 0: a learned embedding per image position in the row
     attention: AttentionChoice = "auto"  # as in `BlockConfig`
 
+    def check_media(self, images: int, frames: int = 1) -> None:
+        """ValueError: rows of so many images, or videos of so many frames, lack embeddings."""
+        for name, count in (("frames", frames), ("media", images)):
+            most = getattr(self, f"max_{name}")
+            if most and count > most:
+                raise ValueError(
+                    f"{count} {name} given, the resampler has embeddings for {most}: "
+                    f"give fewer, or raise resampler.max_{name}"
+                )
+
 
 class ResamplerLayer(nnx.Module):
     """Latents attend to [patch tokens, latents], then a feed-forward; both residual."""
@@ -111,23 +121,20 @@ class PerceiverResampler(nnx.Module):
             lambda r: ResamplerLayer(config, width, dtype=dtype, rngs=r), config.num_layers, rngs
         )
         self.norm = layer_norm(width, dtype=dtype, rngs=rngs)
+        self.config = config
         self.dtype = dtype
 
     def flat_media(self, x_BTFND: Float[Array, "B T F N D"]) -> Float[Array, "BT FN D"]:
         """What the latents attend to, one row an image or video, frames behind one another."""
         images, frames = x_BTFND.shape[1:3]
+        self.config.check_media(images, frames)
         x_BTFND = x_BTFND.astype(self.dtype)
-        for table, count, axis, name in (
-            (self.frame_embedding, frames, 2, "frames"),
-            (self.media_embedding, images, 1, "media"),
+        for table, count, axis in (
+            (self.frame_embedding, frames, 2),
+            (self.media_embedding, images, 1),
         ):
             if table is None:
                 continue
-            if count > len(table):
-                raise ValueError(
-                    f"{count} {name} given, the resampler has embeddings for {len(table)}: "
-                    f"raise resampler.max_{name}"
-                )
             shape = [1] * 4 + [-1]
             shape[axis] = count
             x_BTFND = x_BTFND + table[:count].astype(self.dtype).reshape(shape)

@@ -40,15 +40,18 @@ def cheapest_remat(config: Config, measure: Measure) -> Search:
 def largest_batch(config: Config, row_parts: int, capacity: float, measure: Measure) -> Search:
     """The largest batch that fits, with the config's proportions of streams.
 
-    Rows are cut into `row_parts` by the mesh; a device has `capacity` bytes.
+    Rows are cut into `row_parts` by the mesh; a device has `capacity` bytes. Begins with the
+    config's batch, or the next one that can be cut so.
     """
     parts = row_parts * config.accumulation_steps
-    start = math.gcd(*(stream.batch_size // parts for stream in config.streams.values()))
-    search = Search(config)
+    common = math.gcd(*(stream.batch_size for stream in config.streams.values()))
+    start = math.ceil(common / parts)
 
     def multiplied(factor: int) -> Config:
         streams = {
-            name: dataclasses.replace(stream, batch_size=stream.batch_size // start * factor)
+            name: dataclasses.replace(
+                stream, batch_size=stream.batch_size // common * parts * factor
+            )
             for name, stream in config.streams.items()
         }
         return dataclasses.replace(config, streams=streams)
@@ -62,6 +65,7 @@ def largest_batch(config: Config, row_parts: int, capacity: float, measure: Meas
         search.tried.append((name(candidate), account))
         return account.per_device.peak_gib * 2**30
 
+    search = Search(multiplied(start))
     best = largest_fitting(peak, capacity, start)
     if best:
         search.config = multiplied(best)

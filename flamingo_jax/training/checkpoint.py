@@ -236,7 +236,7 @@ def check_frozen(facts: Mapping[str, Any], frozen: Mapping[str, str]) -> None:
 
 
 def claim_workdir(workdir: Path, config: Mapping[str, Any]) -> None:
-    """Make `workdir` this run's, or check that it is.
+    """Make `workdir` this run's, or check that it is. A config that never made a step is replaced.
 
     Raises:
       UserError: it cannot be written, or holds a run with another config (naming what differs).
@@ -252,7 +252,7 @@ def claim_workdir(workdir: Path, config: Mapping[str, Any]) -> None:
             f"workdir {workdir} cannot be written ({error.strerror}); choose another --workdir"
         ) from None
     wanted = json.loads(json.dumps(config))
-    if path.exists():
+    if path.exists() and _has_begun(workdir):
         found, given = _flat(json.loads(path.read_text())), _flat(wanted)
         changed = [
             f"{key} was {found.get(key, 'absent')!r}, is now {given.get(key, 'absent')!r}"
@@ -268,6 +268,14 @@ def claim_workdir(workdir: Path, config: Mapping[str, Any]) -> None:
     if not distributed.is_first():
         return
     write_text(path, json.dumps(wanted, indent=2) + "\n")
+
+
+def _has_begun(workdir: Path) -> bool:
+    """Whether a run made a step here: it left a checkpoint or a line of metrics."""
+    metrics = workdir / "metrics.jsonl"  # empty until the first line
+    return any((workdir / "checkpoints").glob("[0-9]*")) or (
+        metrics.exists() and metrics.stat().st_size > 0
+    )
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -63,7 +63,7 @@ def surroundings(environment: Mapping[str, str]) -> dict[str, Any] | None:
     host with TPUs, about which JAX asks the platform.
 
     Raises:
-      UserError: only some of the three variables are set.
+      UserError: only some of the three variables are set; GPUs that a SLURM step leaves idle.
     """
     if any(name in environment for name in EXPLICIT[:2]):
         values = {name: environment.get(name) for name in EXPLICIT}
@@ -79,7 +79,8 @@ def surroundings(environment: Mapping[str, str]) -> dict[str, Any] | None:
             "process_id": int(index or 0),
             "cluster_detection_method": "deactivate",  # it would hide all devices but one
         }
-    if int(environment.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in environment:
+    # Not SLURM_NTASKS, which a batch script's own shell has, too: there, no other task runs.
+    if int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
         return {"local_device_ids": _slurm_devices(environment)}
     if environment.get("JAX_PLATFORMS", "").split(",")[0] in ("", "tpu") and _has_tpus():
         return {}
@@ -95,14 +96,30 @@ def _slurm_devices(environment: Mapping[str, str]) -> list[int]:
     """The GPUs of this task: all where it is alone on its node, else its own.
 
     Left to itself, JAX takes one per task, and of a node with one task leaves all but one idle.
+
+    Raises:
+      UserError: the node has neither one task nor one per GPU.
     """
     visible = environment.get("CUDA_VISIBLE_DEVICES") or environment.get("SLURM_JOB_GPUS")
-    count = len(visible.split(",")) if visible else int(environment.get("SLURM_GPUS_ON_NODE", 1))
-    tasks = environment.get("SLURM_STEP_TASKS_PER_NODE", environment.get("SLURM_NTASKS_PER_NODE"))
-    first_node = re.match(r"\d+", tasks or "")  # "8(x4)": eight on each of four nodes
-    if first_node and int(first_node[0]) == 1:
+    on_node = int(environment.get("SLURM_GPUS_ON_NODE", 0))
+    count = len(visible.split(",")) if visible else on_node or 1
+    tasks = _slurm_tasks(environment)
+    if 1 in (count, tasks):
         return list(range(count))
-    return [0] if count == 1 else [int(environment["SLURM_LOCALID"])]
+    if {count, on_node or count} != {tasks}:  # a task bound to two GPUs of four sees two
+        raise UserError(
+            f"this SLURM task sees {count} of {on_node or count} GPUs and is one of {tasks} on its "
+            "node, expected one task per GPU or one per node: set --ntasks-per-node to the GPUs of "
+            "a node, or to 1"
+        )
+    return [int(environment["SLURM_LOCALID"])]
+
+
+def _slurm_tasks(environment: Mapping[str, str]) -> int:
+    """How many tasks this node has; "8(x4),2" says eight on each of four nodes, two on a fifth."""
+    parts = re.findall(r"(\d+)(?:\(x(\d+)\))?", environment["SLURM_STEP_TASKS_PER_NODE"])
+    counts = [int(tasks) for tasks, nodes in parts for _ in range(int(nodes or 1))]
+    return counts[int(environment["SLURM_NODEID"])]
 
 
 def is_first() -> bool:

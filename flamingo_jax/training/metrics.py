@@ -1,11 +1,14 @@
 """What a run says: a line to read, JSON lines to plot, TensorBoard to watch."""
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from tensorboardX import SummaryWriter
+import jax
 
 from flamingo_jax.files import write_text
 
@@ -20,12 +23,21 @@ class MetricWriter:
 
     def __init__(self, workdir: Path | None, *, start: int, num_steps: int):
         self._workdir = workdir
+        self._start = start
         self._num_steps = num_steps
         if workdir is not None:
             path = workdir / "metrics.jsonl"
             _drop_after(path, start)
             self._lines = path.open("a")
-            self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
+
+    @cached_property
+    def _tensorboard(self) -> Any:
+        """Opened by the first write, while the devices have a step to do: importing it takes
+        seconds where PyTorch is installed."""
+        from tensorboardX import SummaryWriter
+
+        assert self._workdir is not None
+        return SummaryWriter(str(self._workdir / "tensorboard"), purge_step=self._start + 1)
 
     def write(self, step: int, metrics: Mapping[str, float], facts: Mapping[str, float]) -> None:
         """Record the metrics of update number `step` (the first is 1).
@@ -63,7 +75,8 @@ class MetricWriter:
     def close(self) -> None:
         if self._workdir is not None:
             self._lines.close()
-            self._tensorboard.close()
+            if "_tensorboard" in vars(self):
+                self._tensorboard.close()
 
 
 def read_metrics(workdir: Path) -> list[dict[str, float]]:
@@ -71,15 +84,24 @@ def read_metrics(workdir: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
+def is_recorded(workdir: Path, step: int) -> bool:
+    """Whether a step has its line."""
+    return any(record["step"] == step for record, _ in _whole_lines(workdir / "metrics.jsonl"))
+
+
+def floats(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Metrics as they are written; waits for the devices."""
+    return {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
+
+
 def _drop_after(path: Path, step: int) -> None:
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:  # the process was killed while writing it
-            continue
-        if record["step"] <= step:
-            kept.append(line + "\n")
-    write_text(path, "".join(kept))
+    if path.exists():
+        kept = (line for record, line in _whole_lines(path) if record["step"] <= step)
+        write_text(path, "".join(f"{line}\n" for line in kept))
+
+
+def _whole_lines(path: Path) -> Iterator[tuple[dict[str, float], str]]:
+    """Lines and what they say, but for one that a kill left half-written."""
+    for line in path.read_text().splitlines() if path.exists() else ():
+        with contextlib.suppress(json.JSONDecodeError):
+            yield json.loads(line), line

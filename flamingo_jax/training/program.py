@@ -63,6 +63,7 @@ def build_program(config: Config, devices: list[jax.Device] | None = None) -> Pr
         mesh = make_mesh(config.mesh, devices)
     _check_batch_sizes(config, row_shards(mesh))
     _check_heads(config.model, mesh.shape[TENSOR_AXIS])
+    _check_rows(config)
 
     graph = flamingo_graph(config.model)
     shapes = graph.shapes()
@@ -169,6 +170,15 @@ def _check_heads(model: FlamingoConfig, size: int) -> None:
             raise UserError(
                 f"config.mesh.tensor is {size}, which does not divide config.model.{key} {count}"
             )
+
+
+def _check_rows(config: Config) -> None:
+    """Learned positions begin anew with each document of a row, those of images do not."""
+    for name, stream in config.streams.items():
+        with naming(f"config.streams.{name}.text_length"):
+            config.model.decoder.check_length(min(stream.text_length, stream.row_length))
+        with naming(f"config.streams.{name}.num_images"):
+            config.model.resampler.check_media(stream.row_images)
 
 
 def _check_batch_sizes(config: Config, row_parts: int) -> None:

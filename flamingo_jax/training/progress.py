@@ -11,7 +11,7 @@ from flamingo_jax.config import Config
 from flamingo_jax.errors import UserError
 from flamingo_jax.training import distributed
 from flamingo_jax.training.compilations import Compilations
-from flamingo_jax.training.metrics import MetricWriter
+from flamingo_jax.training.metrics import MetricWriter, floats
 from flamingo_jax.training.setup import Run
 from flamingo_jax.training.speed import Speed, seconds_at_peak
 from flamingo_jax.training.start_up import StartUp
@@ -66,14 +66,14 @@ class Progress:
         distributed.say(f"the first step ended after {self._start_up}")
 
     def finish_last(self) -> None:
-        """Wait for the last step that was noted, and log it where that is asked for.
+        """Wait for the last step that was noted, if it was not yet, and log it where asked for.
 
         Raises:
           UserError: too many updates in a row were not finite.
         """
         if self._last is None:
             return
-        step, metrics = self._last
+        (step, metrics), self._last = self._last, None
         config = self._config
         nonfinite = int(metrics["nonfinite_steps"])
         if nonfinite > config.max_nonfinite_steps:
@@ -83,8 +83,7 @@ class Progress:
             )
         evaluated = config.evaluate_every and step % config.evaluate_every == 0
         if evaluated or step % config.log_every == 0 or step in (1, config.num_steps):
-            values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-            self._writer.write(step, values, self._speed.facts(step))
+            self._writer.write(step, floats(metrics), self._speed.facts(step))
 
     def note(self, step: int, metrics: Mapping[str, Any]) -> None:
         """What a step computes, to be looked at when the next step has been sent."""

@@ -75,7 +75,7 @@ def make_train_step(
     not finite is skipped and counted.
 
     `micro_clip_norm` accumulates as OpenFlamingo does instead: the mean of the micro-batches' own
-    means, its gradient clipped to this norm after every micro-batch.
+    means, its gradient clipped to this norm after every micro-batch; 0: not clipped.
     """
 
     def loss_fn(params, frozen, batch, totals):
@@ -100,7 +100,7 @@ def make_train_step(
             if micro_clip_norm is not None:
                 own = {n: accumulation_steps * t for n, t in token_totals(micro_batch).items()}
             sums = jax.tree.map(jnp.add, sums, gradients(params, frozen, micro_batch, own))
-            if micro_clip_norm is not None:
+            if micro_clip_norm:
                 clip = optax.clip_by_global_norm(micro_clip_norm)
                 sums = clip.update(sums[0], clip.init(params))[0], sums[1]
             return sums, None

@@ -2,7 +2,7 @@
 # Train on TPU slices of a GKE cluster with JobSet (https://jobset.sigs.k8s.io).
 #
 #   launch/tpu/jobset.sh --name of9b --image gcr.io/project/flamingo --accelerator tpu-v5-lite-podslice \
-#       --topology 8x8 --hosts 16 -- --config=configs/of9b.py --workdir=gs://bucket/of9b
+#       --topology 8x8 --hosts 16 --claim runs -- --config=configs/of9b.py --workdir=/mnt/runs/of9b
 #
 # --dry-run prints the manifest instead of applying it. Pods that are preempted get SIGTERM, save, and
 # start again from the checkpoint.
@@ -17,13 +17,15 @@ usage: jobset.sh --name NAME --image IMAGE --accelerator A --topology T --hosts 
   --hosts N        of one slice
   --slices N       slices (default 1)
   --chips N        chips per host (default 4)
+  --claim C        a PersistentVolumeClaim that all pods may write, mounted at /mnt/runs: there a
+                   working directory outlives its pods
   --restarts N     of the whole set, before it is given up (default 100)
   --dry-run        print the manifest
 USAGE
 }
 
-name= image= accelerator= topology= hosts= slices=1 chips=4 restarts=100 dry_run=
-read_options "name image accelerator topology hosts slices chips restarts" "dry-run" "$@"
+name= image= accelerator= topology= hosts= slices=1 chips=4 claim= restarts=100 dry_run=
+read_options "name image accelerator topology hosts slices chips claim restarts" "dry-run" "$@"
 for required in name image accelerator topology hosts; do
   [[ ${!required} ]] || fail "--$required is not given"
 done
@@ -33,6 +35,12 @@ for argument in "${arguments[@]}"; do
   escaped=${argument//\\/\\\\}
   command+=", \"${escaped//\"/\\\"}\""
 done
+storage=
+if [[ $claim ]]; then
+  storage="\
+                  volumeMounts: [{name: runs, mountPath: /mnt/runs}]
+              volumes: [{name: runs, persistentVolumeClaim: {claimName: $claim}}]"
+fi
 manifest=$(
   cat <<MANIFEST
 apiVersion: jobset.x-k8s.io/v1alpha2
@@ -70,6 +78,7 @@ spec:
                   resources:
                     requests: {google.com/tpu: $chips}
                     limits: {google.com/tpu: $chips}
+$storage
 MANIFEST
 )
 if [[ $dry_run ]]; then

@@ -2,9 +2,9 @@
 # Ask for a TPU slice, wait for it, and train on all of its hosts.
 #
 #   launch/tpu/queued.sh --name of9b --zone us-east5-b --type v5litepod-64 \
-#       -- --config=configs/of9b.py --workdir=gs://bucket/of9b
+#       -- --config=configs/of9b.py --workdir=/mnt/runs/of9b
 #
-# Needs gcloud. --dry-run prints the commands instead. Run the same command again after a
+# The working directory is on a disk that all hosts have mounted. Needs gcloud. --dry-run prints the commands instead. Run the same command again after a
 # preemption: training goes on from the last checkpoint.
 set -euo pipefail
 source "$(dirname "$0")/../options.sh"

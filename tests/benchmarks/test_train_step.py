@@ -1,5 +1,7 @@
 """When two sides' steps count as the same work."""
 
+import math
+
 import pytest
 
 from benchmarks import train_step
@@ -15,7 +17,9 @@ def test_sides_that_agree_may_be_timed():
     train_step.check_results([both({"grad_norm": 2.0001})], "float32")
 
 
-@pytest.mark.parametrize("theirs", [{"loss/pairs": 6.1}, {"grad_norm": 1.9}])
+@pytest.mark.parametrize(
+    "theirs", [{"loss/pairs": 6.1}, {"grad_norm": 1.9}, {"grad_norm": math.nan}]
+)
 def test_a_loss_or_gradient_norm_that_differs_is_refused(theirs):
     (name,) = theirs
     with pytest.raises(UserError, match=f"step 2: {name}"):

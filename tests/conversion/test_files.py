@@ -235,6 +235,24 @@ def test_existing_output_is_kept(run, tmp_path):
         open_directory(tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    ("out", "reason"), [("file/out", "File exists"), ("file/a/out", "Not a directory")]
+)
+def test_output_that_cannot_be_made(tmp_path, out, reason):
+    (tmp_path / "file").touch()
+    match = f"writing {tmp_path / out} failed .*{reason}.*choose another --out"
+    with pytest.raises(UserError, match=match), writers.new_directory(tmp_path / out, 0):
+        pass
+
+
+def test_a_half_copied_directory(run):
+    out = run()
+    shard = next(out.glob("weights-*.safetensors"))
+    shard.unlink()
+    with pytest.raises(UserError, match=f"lacks {shard.name}, named in weights.index.json: copy"):
+        open_directory(out)
+
+
 def test_bfloat16_tensors_are_read_exactly(tmp_path):
     tensor = torch.randn(5, 3).bfloat16()
     torch.save({"x": tensor}, tmp_path / "x.pt")

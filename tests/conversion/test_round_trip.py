@@ -1,4 +1,5 @@
 import json
+import sys
 
 import jax
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import flamingo_jax
 from flamingo_jax.conversion.readers import read_file, read_safetensors, read_torch
 from flamingo_jax.convert import main
+from flamingo_jax.errors import UserError
 from flamingo_jax.model_directory import open_directory
 from flamingo_jax.training import sharding
 from flamingo_jax.training.sharding import MeshConfig, make_mesh
@@ -217,6 +219,21 @@ def test_verify_fails_on_wrong_weights(imported, tmp_path):
     (folder / "certificate.json").unlink(missing_ok=True)
     assert convert("verify", "--dir", folder) == 1
     assert not json.loads((folder / "certificate.json").read_text())["passed"]
+
+
+def test_without_torch_the_extra_is_named(imported, backbones, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    (tmp_path / "checkpoint.pt").touch()
+    lm, vision, out = backbones / "lm", backbones / "vision", tmp_path / "out"
+    joined = ("--lm", lm, "--vision", vision, "--openflamingo", tmp_path / "checkpoint.pt")
+    for command in (
+        ("import", *joined, "--out", out),
+        ("export", "--dir", imported, "--to", "openflamingo", "--out", out),
+        ("verify", "--dir", imported),
+    ):
+        with pytest.raises(UserError, match=r"needs torch, .* 'flamingo-jax\[torch\]'"):
+            convert(*command)
+    assert not out.exists()
 
 
 def test_the_committed_part_is_of_the_whole_case(mpt):

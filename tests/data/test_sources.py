@@ -196,6 +196,7 @@ def test_stored_documents_keep_their_threshold():
         ({"jpg": A, "json": b"{"}, "bad JSON"),
         ({"jpg": A, "json": b"[]"}, "bad JSON: expected an object"),
         ({"jpg": A, "txt": b"\xff\xfe"}, "not UTF-8"),
+        ({"jpg": A, "json": rb'{"caption": "dax \ud83d"}'}, "not Unicode"),
         ({"jpg": A, "txt": b"<im<image>age>"}, "the text spells"),
     ],
 )
@@ -209,6 +210,7 @@ def test_bad_pairs(fields, reason):
     [
         ({"text_list": "zero"}, "text_list is str, expected list"),
         ({"text_list": [1, 2]}, "a text is int"),
+        ({"text_list": ["zero", "one \ud83d"]}, "a text is not Unicode"),
         ({"similarity_matrix": [[1]]}, "similarity_matrix"),
         ({"similarity_matrix": [[float("nan"), 1]]}, "similarity_matrix"),
         ({"image_info": [{"image_base64": "?"}]}, "not base64"),

@@ -5,10 +5,12 @@ import re
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from flamingo_jax.data import stores
 from flamingo_jax.data.records import BadRecordError
+from flamingo_jax.data.sources import Sequences
 from flamingo_jax.data.stores import expand, open_store
 from flamingo_jax.data.tar_index import build_tar_index, split_name
 from flamingo_jax.errors import UserError
@@ -69,6 +71,35 @@ def test_indices_can_be_kept_elsewhere(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"cannot be kept.*options\.index_dir"):
         open_store(pattern, str(tmp_path / "file" / "cache"))
+
+
+def test_an_index_that_two_hosts_build_at_the_same_time(tmp_path, monkeypatch):
+    pattern = write_pairs(tmp_path, shards=1, per_shard=5)
+    save = np.save
+
+    def slow_save(file, array):
+        save(file, array)
+        monkeypatch.setattr(np, "save", save)
+        assert open_store(pattern).sizes.tolist() == [5]  # the other host, meanwhile
+
+    monkeypatch.setattr(np, "save", slow_save)
+    assert open_store(pattern).sizes.tolist() == [5]
+    assert [path.suffix for path in sorted(tmp_path.iterdir())] == [".npy", ".tar"]
+
+
+def test_an_index_that_another_host_has_mapped_is_not_replaced(tmp_path, monkeypatch):
+    pattern = write_pairs(tmp_path, shards=1, per_shard=5)
+
+    def slow_build(path):
+        monkeypatch.setattr(stores, "build_tar_index", build_tar_index)
+        open_store(pattern)  # the other host, meanwhile
+        made.append(next(tmp_path.glob(".*.npy")).stat().st_ino)
+        return build_tar_index(path)
+
+    made = []
+    monkeypatch.setattr(stores, "build_tar_index", slow_build)
+    open_store(pattern)
+    assert made == [next(tmp_path.glob(".*.npy")).stat().st_ino]
 
 
 def test_few_shards_are_open_and_none_is_pickled(tmp_path, monkeypatch):
@@ -147,6 +178,20 @@ def test_long_names_and_directories(tmp_path):
     assert [record.key for record in records(open_store(str(path)))] == list(samples)
 
 
+@pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_names_that_are_not_utf8(tmp_path, monkeypatch, caplog, form):
+    monkeypatch.setattr(tarfile.TarFile, "format", form)
+    names = ("caf\udce9", "caf\udce8", "café")  # the first two in Latin-1
+    path = write_tar(tmp_path / "a.tar", {name: {"txt": b"x", "jpg": b"y"} for name in names})
+    found = records(open_store(str(path)))
+    assert [record.key for record in found] == ["caf\\xe9", "caf\\xe8", "café"]
+    assert all(record.fields == {"txt": b"x", "jpg": b"y"} for record in found)
+    with tarfile.open(path) as tar:
+        os.truncate(path, tar.getmembers()[3].offset_data)
+    build_tar_index(str(path))
+    assert r"caf\xe8.jpg, which the end of the file cuts off" in caplog.text
+
+
 def test_a_directory_of_json_lines(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b'{"n": 0}\n\n{"n": 1}\r\n')
     (tmp_path / "b.jsonl").write_bytes(b'{"n": 2}')
@@ -156,3 +201,11 @@ def test_a_directory_of_json_lines(tmp_path):
     (tmp_path / "c.jsonl").touch()
     with pytest.raises(UserError, match=r"c\.jsonl has no lines"):
         open_store(str(tmp_path))
+
+
+def test_json_lines_named_without_a_directory(tmp_path, monkeypatch):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"image": "0.jpg", "text": "dax"}))
+    (tmp_path / "0.jpg").write_bytes(b"picture")
+    monkeypatch.chdir(tmp_path)
+    record = open_store("a.jsonl").record(0, 0)
+    assert Sequences(shards="a.jsonl").parse(record).parts == (b"picture", "dax")

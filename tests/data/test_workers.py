@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from flamingo_jax.data.bad_records import BadRecordLog
+from flamingo_jax.data.bad_records import BadEntry, BadRecordLog, Drawn
 from flamingo_jax.data.packing import Packing
 from flamingo_jax.data.pipeline import StepSource, StreamConfig, batches, make_streams
 from flamingo_jax.data.tokenizer import load_tokenizer
@@ -132,6 +132,20 @@ def test_a_continued_log_has_every_bad_record_once(corpus, expected, tmp_path):
     list(batches(step_source(corpus), 4, log=log))
     assert path.read_text() == expected[2]
     assert log.total == expected[1].total
+
+
+def test_a_part_of_a_run_is_judged_by_what_it_has_drawn(tmp_path):
+    """How many sound records earlier parts have drawn is written nowhere."""
+    path = tmp_path / "bad.jsonl"
+    bad = [BadEntry(3, "pairs", 0, "a.tar", "k", "why")]
+    BadRecordLog(path).add(Drawn(20, bad=bad * 20))
+    log = BadRecordLog(path, start=4, max_fraction=0.1)
+    log.add(Drawn(200, bad=bad * 20))
+    assert (log.records, log.bad, log.total) == (200, 20, 40)
+    with pytest.raises(
+        UserError, match=r"21 of 201 records are bad,.* 0\.1 allows, counted since this process sta"
+    ):
+        log.add(Drawn(1, bad=bad))
 
 
 SCRIPT = """

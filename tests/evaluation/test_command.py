@@ -80,6 +80,21 @@ def test_mistakes_are_told_in_one_line(run, model_folder, tmp_path):
         command.main(["evaluate", f"--model={model_folder}"])
 
 
+def test_an_evaluation_of_nothing_is_refused_before_the_model(run, monkeypatch):
+    def opened(*_):
+        pytest.fail("a model was opened")
+
+    monkeypatch.setattr("flamingo_jax.evaluation.command.open_model", opened)
+    with pytest.raises(UserError, match=r"config: shots is \(\), expected one or more numbers"):
+        run("--config.shots=()")
+    with pytest.raises(UserError, match=r"config: seeds is \(\), expected one or more numbers"):
+        run("--config.seeds=()")
+    with pytest.raises(UserError, match="config: num_samples is -1, expected at least 0"):
+        run("--config.num_samples=-1")
+    with pytest.raises(UserError, match=r"config\.tasks is empty.*name some of coco"):
+        run(tasks=())
+
+
 def test_a_killed_evaluation_goes_on(model_folder, settings, tmp_path):
     config = settings("coco", shots=(0,), seeds=tuple(range(8)), batch_size=1)
     killed, whole = tmp_path / "killed", tmp_path / "whole"
@@ -106,22 +121,70 @@ def test_a_killed_evaluation_goes_on(model_folder, settings, tmp_path):
     assert len({json.dumps(examples) for _, examples in answers(whole).values()}) == 8
 
 
-def test_a_model_is_evaluated_while_it_trains(tmp_path):
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    """(config, workdir) of a run that was evaluated twice."""
     values = tiny.get_config().to_dict()
     values |= {
         "num_steps": 4,
+        "checkpoint_every": 2,
         "evaluate_every": 2,
         "few_shot": {"tasks": {"digits": {}}, "shots": (0, 1), "num_samples": 10},
     }
-    config = build(Config, values)
-    train(config, tmp_path, jax.devices()[:1])
-    metrics = {m["step"]: m for m in read_metrics(tmp_path)}
+    config, workdir = build(Config, values), tmp_path_factory.mktemp("evaluated")
+    train(config, workdir, jax.devices()[:1])
+    return config, workdir
+
+
+def test_a_model_is_evaluated_while_it_trains(evaluated):
+    workdir = evaluated[1]
+    metrics = {m["step"]: m for m in read_metrics(workdir)}
     names = {f"few_shot/digits/{shots}-random-seed42" for shots in (0, 1)}
     assert names <= metrics[2].keys()
     assert names <= metrics[4].keys()
     assert not names & metrics[3].keys()
-    records = lines(tmp_path / "few_shot/4/digits/0-random-seed42/examples.jsonl")
+    records = lines(workdir / "few_shot/4/digits/0-random-seed42/examples.jsonl")
     correct = [record["answer"] in record["references"] for record in records]
     assert metrics[4]["few_shot/digits/0-random-seed42"] == 10 * sum(correct)
-    manifest = json.loads((tmp_path / "few_shot/4/manifest.json").read_text())
+    manifest = json.loads((workdir / "few_shot/4/manifest.json").read_text())
     assert manifest["model"] == {"hash": "step 4"}
+
+
+def test_an_evaluation_that_fails_costs_no_step_and_is_made_up_for(
+    evaluated, tmp_path, monkeypatch
+):
+    config, whole = evaluated
+
+    def fail(*_):
+        raise UserError("the disk with the data is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("flamingo_jax.train.few_shot", fail)
+        with pytest.raises(UserError, match="the disk"):
+            train(config, tmp_path, jax.devices()[:1])
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["2"]
+    (tmp_path / "few_shot/4").mkdir(parents=True)  # of steps that a crash undid
+    (tmp_path / "few_shot/4/manifest.json").write_text("{}")
+    train(config, tmp_path, jax.devices()[:1])
+    assert (tmp_path / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
+
+
+BAD_SETTINGS = {
+    "nothing to evaluate": ({"tasks": {}}, "config.evaluate_every is 2, but config.few_shot.tasks"),
+    "data that is not there": ({"tasks": {"coco": {}}}, "nowhere/coco"),
+    "too many shots": ({"tasks": {"digits": {}}, "shots": (5000,)}, "5000"),
+    "no CLIP": (
+        {"tasks": {"digits": {}}, "demonstrations": "rices", "rices_model": "nowhere"},
+        "nowhere does not exist",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_SETTINGS)
+def test_what_cannot_be_evaluated_is_told_before_training(name, tmp_path):
+    settings, message = BAD_SETTINGS[name]
+    few_shot = {"shots": (0, 1), "data_root": "nowhere", **settings}
+    values = tiny.get_config().to_dict() | {"evaluate_every": 2, "few_shot": few_shot}
+    with pytest.raises(UserError, match=message):
+        train(build(Config, values), tmp_path / "run", jax.devices()[:1])
+    assert not (tmp_path / "run").exists()

@@ -11,9 +11,10 @@ import pytest
 from flamingo_jax.conversion.readers import read_json
 from flamingo_jax.errors import UserError
 from flamingo_jax.evaluation import sampling
+from flamingo_jax.evaluation.command import neighbours_of
 from flamingo_jax.evaluation.harness import evaluate
 from flamingo_jax.evaluation.metrics.vqa import normalize
-from flamingo_jax.evaluation.plan import read
+from flamingo_jax.evaluation.plan import read, show
 from flamingo_jax.evaluation.prompts import make_prompt
 from flamingo_jax.evaluation.tasks import TASKS, Example, Problems, read_split
 from flamingo_jax.evaluation.tasks import task as task_module
@@ -134,6 +135,44 @@ def test_an_unreadable_image_is_an_error_or_counted(spoilt, on_devices, settings
     assert (score["n"], score["skipped"]) == (7, 1)
     assert score["settings"]["skipped_because"] == {"unreadable image": 1}
     assert lines(folder / "skipped.jsonl") == [{"id": "20003", "skipped": "unreadable image"}]
+
+
+def test_similar_images_are_sought_among_the_readable(spoilt, settings, clip_folder, tmp_path):
+    root, task = spoilt("hateful_memes"), TASKS["hateful_memes"]()
+    shown, asked = (root / f"hateful_memes/img/{name}.png" for name in ("10004", "20003"))
+    whole = {path: path.read_bytes() for path in (shown, asked)}
+    config = settings(
+        "hateful_memes",
+        data_root=str(root),
+        shots=(4,),
+        on_error="skip",
+        demonstrations="rices",
+        rices_model=str(clip_folder),
+        feature_cache=str(tmp_path / "features"),
+    )
+    found = neighbours_of(config)
+    shown.write_bytes(whole[shown][:60])
+    asked.write_bytes(b"no image")
+    for _ in range(2):  # encoded, then found
+        dataset = read("hateful_memes", task, config, found)
+        assert dataset.left_out_of_train == {"unreadable image": 1}
+        assert dataset.neighbours.keys() == {e.id for e in dataset.test} - {"20003"}
+        assert "10004" not in {
+            dataset.train[i].id for row in dataset.neighbours.values() for i in row
+        }
+        assert {len(few) for _, few in show(dataset, config, 4, 42)} == {4}
+    with pytest.raises(UserError, match="20 demonstrations are asked for, but there are 19 to"):
+        read("hateful_memes", task, dataclasses.replace(config, shots=(20,)), found)
+    strict = dataclasses.replace(config, on_error="raise")
+    with pytest.raises(UserError, match=r"img/20003\.png: image cannot be decoded.*: unreadable"):
+        read("hateful_memes", task, strict, found)
+    asked.write_bytes(whole[asked])
+    with pytest.raises(UserError, match=r"img/10004\.png: image cannot be decoded.*: unreadable"):
+        read("hateful_memes", task, strict, found)
+    shown.write_bytes(whole[shown])
+    dataset = read("hateful_memes", task, strict, found)
+    assert dataset.neighbours.keys() == {e.id for e in dataset.test}
+    assert not dataset.left_out_of_train
 
 
 def test_more_shots_than_examples_are_refused(on_devices, settings, tmp_path):

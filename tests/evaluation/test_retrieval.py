@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from flamingo_jax.errors import UserError
-from flamingo_jax.evaluation.retrieval import image_features, top_k
+from flamingo_jax.evaluation.retrieval import damaged, image_features, top_k
 
 
 def unit(array: np.ndarray) -> np.ndarray:
@@ -109,6 +109,24 @@ def test_an_interrupted_encoding_leaves_nothing_to_find(tmp_path):
     assert len(image_features(encoder, NAMES, colour, tmp_path)) == encoder.encoded == len(NAMES)
 
 
+def test_damaged_images_have_zeros_and_are_tried_again(tmp_path):
+    encoder, tried = MeanColour(), []
+
+    def load(name: str) -> Image.Image | None:
+        tried.append(name)
+        return None if name in ("red", "green", "pink") else colour(name)
+
+    for _ in range(2):
+        found = image_features(encoder, NAMES, load, tmp_path, batch_size=2)
+        assert damaged(found) == [0, 1, 4]
+        np.testing.assert_allclose(np.linalg.norm(found[2:4], axis=1), 1, rtol=1e-6)
+    assert encoder.encoded == 2
+    assert tried == [*NAMES, "red", "green", "pink"]
+    assert not damaged(image_features(encoder, NAMES, colour, tmp_path))
+
+
 def test_nothing_to_encode_is_said(tmp_path):
     with pytest.raises(UserError, match="no images"):
         image_features(MeanColour(), [], colour, tmp_path)
+    with pytest.raises(UserError, match="not one of 5 images can be read"):
+        image_features(MeanColour(), NAMES, lambda name: None, tmp_path)

@@ -93,6 +93,16 @@ def test_the_jobset_is_a_manifest():
     (container,) = pod["containers"]
     assert container["command"][-2:] == TRAIN[1:]
     assert container["resources"]["limits"] == {"google.com/tpu": 4}
+    assert "volumes" not in pod
+
+
+def test_a_claim_is_mounted_in_every_pod():
+    manifest = yaml.safe_load(dry_run("tpu/jobset.sh", *GKE, "--claim", "runs"))
+    (job,) = manifest["spec"]["replicatedJobs"]
+    pod = job["template"]["spec"]["template"]["spec"]
+    (volume,), (container,) = pod["volumes"], pod["containers"]
+    assert volume["persistentVolumeClaim"] == {"claimName": "runs"}
+    assert container["volumeMounts"] == [{"name": volume["name"], "mountPath": "/mnt/runs"}]
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,23 @@ def test_a_mixed_batch_is_each_row_alone(small, batch):
         np.testing.assert_allclose(together[row, :length], alone[0], atol=2e-6)
 
 
+def test_learned_positions_begin_anew_with_each_document_of_a_row(rng):
+    """So a row may be longer than they are, where its documents are not."""
+    config = small_config(position="learned", max_length=4)
+    model = flamingo_graph(config).merge(random_params(config))
+    tokens = rng.integers(0, VOCAB, (2, 4)).astype(np.int32)
+    tokens[:, 0] = IMAGE
+    images = jnp.asarray(random_images(rng, 2, 1, 1))
+    segments = np.array([[1] * 4 + [2] * 4 + [0] * 5], np.int32)  # padding, too, is longer
+    packed = np.pad(tokens.reshape(1, 8), ((0, 0), (0, 5)))
+    latents = model.encode_images(images)
+    together = model.together([(latents.reshape(1, 2, *latents.shape[2:]), packed, segments)])[0]
+    alone = model.together([(latents, tokens, np.ones_like(tokens))])[0]
+    np.testing.assert_allclose(together[0, :8].reshape(alone.shape), alone, atol=1e-5)
+    with pytest.raises(ValueError, match="13 tokens is longer than the 4 learned positions"):
+        model(images.reshape(1, 2, 1, 8, 8, 3), jnp.asarray(packed), jnp.asarray(segments))
+
+
 def test_video_input(small, batch, rng):
     _, tokens, segments = batch
     video = random_images(rng, 2, 2, 3)

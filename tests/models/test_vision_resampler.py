@@ -71,6 +71,13 @@ def test_more_frames_than_embeddings_are_refused(rng):
         resampler(max_frames=2)(patches)
 
 
+def test_more_images_than_embeddings_are_refused():
+    config = ResamplerConfig(max_media=2)
+    config.check_media(2)
+    with pytest.raises(ValueError, match=r"3 media given.*raise resampler\.max_media"):
+        config.check_media(3)
+
+
 def test_images_of_a_row_do_not_see_each_other(rng):
     model = resampler()
     patches = jnp.asarray(rng.normal(size=(1, 2, 1, 5, 8)), jnp.float32)

@@ -101,6 +101,14 @@ def test_a_missing_compiler_names_the_extra_that_brings_it(monkeypatch, topology
         targets.open_target(topology)
 
 
+def test_a_search_on_a_mesh_that_does_not_fit_says_so(monkeypatch):
+    known = dataclasses.replace(targets.open_target("cpu:8"), chip=targets.CHIPS["h100"])
+    monkeypatch.setattr(plan, "open_target", lambda topology: known)
+    command = ["plan", "--config=tests/tiny.py", "--topology=h100:8", "--config.mesh.fsdp=3"]
+    with pytest.raises(UserError, match=r"^config\.mesh: mesh data=-1 × fsdp=3 .* 8 devices"):
+        plan.main([*command, "--search-batch"])
+
+
 def test_a_search_needs_a_machine_that_tells_what_fits():
     command = ["plan", "--config=tests/tiny.py", "--topology=cpu:8"]
     with pytest.raises(UserError, match="search on another topology"):

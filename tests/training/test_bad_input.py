@@ -42,6 +42,34 @@ BAD_INPUT = {
         ["--config.mesh.tensor=4"],
         "config.mesh.tensor is 4, which does not divide config.model.vision.num_heads 2",
     ),
+    "a text longer than the learned positions": (
+        ["--config.model.decoder.position=learned", "--config.model.decoder.max_length=10"],
+        "config.streams.interleaved.text_length: text of 14 tokens is longer than the 10 learned",
+    ),
+    "more images than embeddings": (
+        ["--config.model.resampler.max_media=3"],
+        "config.streams.interleaved.num_images: 4 media given, the resampler has embeddings for 3",
+    ),
+    "no checkpoint is kept": (
+        ["--config.keep_checkpoints=0"],
+        "config: keep_checkpoints is 0, it must be at least 1",
+    ),
+    "checkpoints at a negative interval": (
+        ["--config.keep_every=-1"],
+        "config: keep_every is -1, it must be at least 0",
+    ),
+    "evaluations at a negative interval": (
+        ["--config.evaluate_every=-1"],
+        "config: evaluate_every is -1, it must be at least 0",
+    ),
+    "a negative time": (
+        ["--config.watchdog_seconds=-0.5"],
+        "config: watchdog_seconds is -0.5, it must be at least 0",
+    ),
+    "a time that is none": (
+        ["--config.watchdog_seconds=nan"],
+        "config: watchdog_seconds is nan, it must be at least 0",
+    ),
     "a stray word": (["fast"], "unexpected argument 'fast'; every setting is a --flag=value"),
     "an unknown flag": (["--workdirr=x"], "Unknown command line flag 'workdirr'"),
     "no such config": (["--config=configs/digit.py"], "digits.py"),
@@ -87,12 +115,20 @@ def test_a_workdir_that_cannot_be_written(monkeypatch, capsys, tmp_path):
     assert "cannot be written (Not a directory); choose another --workdir" in error
 
 
-def test_a_workdir_with_another_config(monkeypatch, capsys, tmp_path):
+@pytest.mark.parametrize("left", ["metrics.jsonl", "checkpoints/4/state"])
+def test_a_workdir_with_another_config(left, monkeypatch, capsys, tmp_path):
     claim_workdir(tmp_path, dump(build(Config, tiny.get_config().to_dict())))
+    (tmp_path / left).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / left).write_text('{"step": 1}\n')
     args = [f"--workdir={tmp_path}", "--config.optimizer.learning_rate=0.5"]
     error = run_main(args, monkeypatch, capsys)
     assert "holds a run with another config: optimizer.learning_rate was " in error
     assert "is now 0.5" in error
+
+
+def test_a_workdir_that_is_an_address(monkeypatch, capsys):
+    error = run_main(["--workdir=gs://bucket/run"], monkeypatch, capsys)
+    assert "--workdir=gs://bucket/run is an address, expected a directory: mount" in error
 
 
 def test_no_workdir_and_no_config(monkeypatch, capsys):

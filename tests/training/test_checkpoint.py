@@ -1,6 +1,7 @@
 """Checkpoints that are damaged, cannot be written, or belong to other weights."""
 
 import gc
+import json
 import resource
 import shutil
 from contextlib import closing, contextmanager
@@ -13,7 +14,7 @@ import optax
 import pytest
 
 from flamingo_jax.errors import UserError
-from flamingo_jax.training.checkpoint import Checkpointer, check_frozen
+from flamingo_jax.training.checkpoint import Checkpointer, check_frozen, claim_workdir
 from flamingo_jax.training.fingerprint import differing, fingerprints
 from flamingo_jax.training.sharding import MeshConfig, make_mesh, tree_shardings
 from flamingo_jax.training.step import TrainState, init_state
@@ -197,3 +198,14 @@ def test_other_frozen_weights_are_refused():
     check_frozen(saved, fingerprints({"vision/x": np.ones(3), "vision/y": np.ones(2)}))
     with pytest.raises(UserError, match=r"checkpoint of step 7 .* 1 differ, such as vision/y"):
         check_frozen(saved, fingerprints({"vision/x": np.ones(3), "vision/y": np.zeros(2)}))
+
+
+def test_a_config_that_made_no_step_may_be_corrected(tmp_path):
+    claim_workdir(tmp_path, {"num_steps": 1})
+    (tmp_path / "checkpoints").mkdir()  # as a run leaves them that ends while its step is compiled
+    (tmp_path / "metrics.jsonl").touch()
+    claim_workdir(tmp_path, {"num_steps": 2})
+    assert json.loads((tmp_path / "config.json").read_text()) == {"num_steps": 2}
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    with pytest.raises(UserError, match="num_steps was 2, is now 1"):
+        claim_workdir(tmp_path, {"num_steps": 1})

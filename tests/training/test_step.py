@@ -39,10 +39,10 @@ def parts(small):
     return graph, trained, frozen
 
 
-def one_step(parts, batch, accumulation_steps=1, optimizer=None):
+def one_step(parts, batch, accumulation_steps=1, optimizer=None, micro_clip_norm=None):
     graph, trained, frozen = parts
     optimizer = optimizer or optax.sgd(1.0)
-    step = jax.jit(make_train_step(graph, optimizer, WEIGHTS, accumulation_steps))
+    step = jax.jit(make_train_step(graph, optimizer, WEIGHTS, accumulation_steps, micro_clip_norm))
     return step(init_state(trained, optimizer), frozen, batch)
 
 
@@ -66,6 +66,13 @@ def test_accumulation_equals_the_large_batch(parts, batch, whole, accumulation_s
         np.testing.assert_allclose(metrics[name], value, rtol=2e-5, err_msg=name)
     for path, value in whole[0].params.items():
         np.testing.assert_allclose(state.params[path], value, atol=1e-5, err_msg=path)
+
+
+def test_openflamingos_accumulation_without_clipping(parts, batch, whole):
+    """A norm of 0 clips nothing. Its means of micro-batches are near the whole batch's, not it."""
+    _, metrics = one_step(parts, batch, 2, micro_clip_norm=0.0)
+    np.testing.assert_allclose(metrics["grad_norm"], whole[1]["grad_norm"], rtol=0.2)
+    assert metrics["loss"] != whole[1]["loss"]
 
 
 def test_micro_batches_take_every_kth_row():

@@ -9,8 +9,8 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from flamingo_jax.data.fields import field
-from flamingo_jax.data.prepare.job import Unit, write_text
+from flamingo_jax.data.fields import check_text, field
+from flamingo_jax.data.prepare.job import Unit
 from flamingo_jax.data.prepare.options import REQUIRED, option
 from flamingo_jax.data.prepare.retrieval import Chosen, Place, Pool, Wanted, rerank
 from flamingo_jax.data.prepare.similarity import loaded
@@ -19,6 +19,7 @@ from flamingo_jax.data.prepare.writers import Sample, Tars
 from flamingo_jax.data.records import BadRecordError
 from flamingo_jax.data.stores import expand
 from flamingo_jax.errors import UserError
+from flamingo_jax.files import write_text
 
 IMAGE_PATTERN = r"\[IMAGE:\s*([^\]]*)\]"
 
@@ -126,7 +127,9 @@ class ChatGpt:
             values = json.loads(line)
         except ValueError as error:
             raise BadRecordError(f"bad JSON: {error}") from error
-        pieces = re.split(self.image_pattern, field(values, "reply", str).strip())
+        reply = field(values, "reply", str)
+        check_text(reply)
+        pieces = re.split(self.image_pattern, reply.strip())
         texts, descriptions = tuple(pieces[::2]), tuple(d.strip() for d in pieces[1::2])
         if not "".join(texts).strip() or not all(descriptions):
             raise DroppedError("empty text or description")

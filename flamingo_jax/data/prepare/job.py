@@ -2,9 +2,7 @@
 
 import dataclasses
 import json
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,6 +10,7 @@ from typing import Any, Protocol
 from flamingo_jax.data.prepare.survival import Tally
 from flamingo_jax.data.prepare.writers import Sample, Writer
 from flamingo_jax.errors import UserError
+from flamingo_jax.files import replaced, write_text
 from flamingo_jax.schema import dump
 
 
@@ -76,8 +75,11 @@ class Job:
                 samples = self.preparation.samples(unit, tally)
                 self.preparation.writer.write(temporary, tally.counted(samples))
                 # First the report: a shard that is there has one.
-                write_text(self.report(index), tally.to_json(input=dataclasses.asdict(unit)))
+                with replaced(self.report(index)) as report:
+                    report.write_text(tally.to_json(input=dataclasses.asdict(unit)))
         except OSError as error:
+            if self.target(index).exists():  # another process made the same, and cleared up
+                return index
             raise UserError(
                 f"{self.target(index)}, made of {unit.path}: {error}; run the same command again "
                 "when this is mended: finished shards are kept"
@@ -107,9 +109,9 @@ class Job:
             return
         try:
             (self.out / "report").mkdir(parents=True, exist_ok=True)
-            write_text(path, json.dumps(settings, indent=1) + "\n")
         except OSError as error:
             raise UserError(f"{self.out} cannot be written: {error.strerror}") from None
+        write_text(path, json.dumps(settings, indent=1) + "\n")
 
     def finish(self) -> Tally:
         """Merge the reports and register the shards; all must be there."""
@@ -124,7 +126,8 @@ class Job:
         write_text(self.out / "survival.json", json.dumps(counts, indent=1) + "\n")
         for folder in (self.out, self.out / "report"):
             for leftover in folder.glob(".*.tmp"):  # of processes that were killed
-                leftover.unlink(missing_ok=True)
+                if not leftover.name.startswith(".survival.json."):  # another part may end now, too
+                    leftover.unlink(missing_ok=True)
         return total
 
 
@@ -141,31 +144,3 @@ def made_of(directory: Path, command: str) -> dict[str, Any]:
             f"flamingo_jax.data.prepare {command}` to its end, with this directory as --out"
         )
     return values
-
-
-@contextmanager
-def replaced(path: Path) -> Iterator[Path]:
-    """A temporary file that takes the place of `path` when it is complete."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    with replaced(path) as temporary:
-        temporary.write_text(text)
-
-
-def need(package: str, extra: str) -> Any:
-    """An optional package. UserError naming the extra that brings it."""
-    import importlib
-
-    try:
-        return importlib.import_module(package)
-    except ImportError:
-        raise UserError(
-            f"this needs {package}, which is not installed: pip install 'flamingo-jax[{extra}]'"
-        ) from None

@@ -10,12 +10,12 @@ from flamingo_jax.data.fields import field
 from flamingo_jax.data.parsers import sequence_passages
 from flamingo_jax.data.prepare.documents import DocumentLimits
 from flamingo_jax.data.prepare.images import ImageLimits, check_directory, read_image
-from flamingo_jax.data.prepare.job import Unit, need
+from flamingo_jax.data.prepare.job import Unit
 from flamingo_jax.data.prepare.options import REQUIRED, option
 from flamingo_jax.data.prepare.survival import DroppedError, Tally
 from flamingo_jax.data.prepare.writers import ArrayRecords, Sample, stored
 from flamingo_jax.data.stores import expand
-from flamingo_jax.errors import UserError
+from flamingo_jax.errors import UserError, need_package
 
 
 def image_name(url: str) -> str:
@@ -36,7 +36,7 @@ class Obelics(DocumentLimits, ImageLimits):
 
     def units(self) -> list[Unit]:
         check_directory(self.images)
-        parquet = need("pyarrow.parquet", "prepare")
+        parquet = need_package("pyarrow.parquet", "prepare")
         found = []
         for path in expand(self.parquet, "--parquet"):
             try:
@@ -48,7 +48,7 @@ class Obelics(DocumentLimits, ImageLimits):
         return found
 
     def samples(self, unit: Unit, tally: Tally) -> Iterator[Sample]:
-        parquet = need("pyarrow.parquet", "prepare")
+        parquet = need_package("pyarrow.parquet", "prepare")
         with parquet.ParquetFile(unit.path) as file:
             for group in range(unit.start, unit.stop):
                 key = f"{Path(unit.path).stem}/{group}"

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 
-from flamingo_jax.data.prepare.job import Job, need
+from flamingo_jax.data.prepare.job import Job
 from flamingo_jax.data.workers import start_worker
-from flamingo_jax.errors import UserError
+from flamingo_jax.errors import UserError, need_package
 
 
 def by_processes(job: Job, indices: Sequence[int], workers: int) -> None:
@@ -47,8 +47,9 @@ def by_beam(job: Job, indices: Sequence[int], arguments: Sequence[str]) -> None:
     Raises:
       UserError: the extra is not installed.
     """
-    beam = need("apache_beam", "beam")
-    options = need("apache_beam.options.pipeline_options", "beam").PipelineOptions(list(arguments))
+    beam = need_package("apache_beam", "beam")
+    pipeline_options = need_package("apache_beam.options.pipeline_options", "beam")
+    options = pipeline_options.PipelineOptions(list(arguments))
     with beam.Pipeline(options=options) as pipeline:
         (
             pipeline

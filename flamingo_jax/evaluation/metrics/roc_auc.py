@@ -4,7 +4,6 @@ import warnings
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import rankdata
 
 
 def roc_auc(labels: Sequence[bool | int], scores: Sequence[float]) -> float:
@@ -20,6 +19,8 @@ def roc_auc(labels: Sequence[bool | int], scores: Sequence[float]) -> float:
     Raises:
       ValueError: lengths that differ, labels other than 0 and 1, or a score that is NaN.
     """
+    from scipy.stats import rankdata  # importing it takes a second
+
     positive, values = np.asarray(labels), np.asarray(scores, np.float64)
     if positive.shape != values.shape or not np.isin(positive, (0, 1)).all():
         raise ValueError(f"expected a label, 0 or 1, for each score; got {positive}, {values}")

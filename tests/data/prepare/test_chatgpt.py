@@ -87,11 +87,11 @@ def test_the_text_around_re_ranks_the_candidates(pool, clip_directory, tmp_path)
 
 def test_what_becomes_of_bad_replies(pool, clip_directory, tmp_path):
     empty = ["[IMAGE: ] dax [IMAGE: wug]", "[IMAGE: a][IMAGE: b]"]
-    replies = [REPLY, "{", "no image here", *empty, '{"key": 3}']
+    replies = [REPLY, "{", "no image here", *empty, '{"key": 3}', REPLY + "\ud83d"]
     survival, (record,) = build(tmp_path, pool, clip_directory, replies, "--min-similarity", -1)
     assert record.key == "replies/0"
     assert survival["dropped"] == {
-        "damaged record": 2,
+        "damaged record": 3,
         "too few images described": 1,
         "empty text or description": 2,
     }

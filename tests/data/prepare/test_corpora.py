@@ -76,6 +76,17 @@ def test_mmc4_survival(mmc4):
     assert report["input"]["path"].endswith("docs_shard_1_v2.jsonl.zip")
 
 
+def test_text_that_is_not_unicode_costs_its_document(tmp_path):
+    texts = ["dax", "dax \ud83d"]
+    lines = [json.dumps(mmc4_document(0) | {"text_list": [text, "wug", "toma"]}) for text in texts]
+    (tmp_path / "docs.jsonl").write_text("\n".join(lines))
+    for index in range(2):
+        (tmp_path / f"0-{index}.jpg").write_bytes(picture(index))
+    flags = ("--shards", tmp_path / "docs.jsonl", "--images", tmp_path, "--min-image-bytes", 0)
+    survival = prepare("mmc4", *flags, "--out", tmp_path / "out")
+    assert (survival["kept"], survival["dropped"]) == (1, {"damaged record": 1})
+
+
 def test_prepared_shards_train(mmc4):
     """Batches of the stored form are those of the documents as downloaded, with base64 images."""
     import base64
@@ -150,6 +161,12 @@ def test_a_damaged_tar_loses_what_is_damaged_and_says_so(tmp_path):
     survival = prepare("img2dataset", "--shards", path, "--out", tmp_path / "out")
     assert (survival["documents"], survival["kept"], survival["files_damaged"]) == (10, 10, 1)
     assert drops(tmp_path / "out") == {("file", "damaged file"): 1}
+
+
+def test_keys_that_are_not_utf8(tmp_path):
+    path = write_tar(tmp_path / "a.tar", {"caf\udce9": {"jpg": picture(0), "txt": b"dax"}})
+    prepare("img2dataset", "--shards", path, "--out", tmp_path / "out")
+    assert [*documents(tmp_path / "out", Pairs(shards=""))] == ["caf\\xe9"]
 
 
 def test_limits_must_be_numbers(tmp_path):

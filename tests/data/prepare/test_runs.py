@@ -15,6 +15,7 @@ from flamingo_jax.data.prepare.commands import in_part, main
 from flamingo_jax.data.prepare.img2dataset import Img2dataset
 from flamingo_jax.data.prepare.job import Job
 from flamingo_jax.data.prepare.runners import by_processes
+from flamingo_jax.data.prepare.writers import ArrayRecords
 from flamingo_jax.errors import UserError
 from tests.data.corpora import write_pairs
 
@@ -134,6 +135,36 @@ def test_parts_of_a_job_array(made, tmp_path, capsys):
     assert "documents kept" in capsys.readouterr().out
     with pytest.raises(UserError, match="K from 0 to N - 1"):
         in_part(0, "2/2")
+
+
+def test_parts_that_begin_and_end_at_the_same_time(made, tmp_path, monkeypatch):
+    """Whatever one of them does, another one does while it is being done."""
+    shards, expected = made
+    preparation = Img2dataset(shards=shards)
+    job = Job(preparation, tmp_path / "out", tuple(preparation.units()))
+
+    def meanwhile(kind, name, other):
+        real = getattr(kind, name)
+
+        def slow(*args):
+            done = real(*args)
+            monkeypatch.setattr(kind, name, real)
+            other()
+            return done
+
+        monkeypatch.setattr(kind, name, slow)
+
+    def make_and_finish():
+        by_processes(job, job.todo(), 0)
+        job.finish()
+
+    meanwhile(Path, "write_text", job.begin)
+    job.begin()
+    meanwhile(ArrayRecords, "write", make_and_finish)
+    job.make(0)
+    meanwhile(Path, "write_text", job.finish)
+    job.finish()
+    assert contents(tmp_path / "out") == expected
 
 
 def test_other_settings_need_another_directory(made, tmp_path):
