@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import report
-from benchmarks.measuring import seconds
+from benchmarks.measuring import allow_tf32, seconds
 
 Work = tuple[Callable[[], Any], Callable[[], Any] | None]  # ours, and PyTorch's
 DTYPES = ("float32", "bfloat16")
@@ -150,15 +150,17 @@ def _wait(torch_device: str) -> None:
         torch.cuda.synchronize()
 
 
-def matmul_flops_per_second(dtype: str) -> float:
-    """The best that JAX reaches here with matrices of this type; takes some seconds."""
+def matmul_flops_per_second(dtype: str, torch_device: str | None) -> tuple[float, float | None]:
+    """The best that JAX and PyTorch reach here with matrices of this type; takes some seconds."""
     size = SIZES["small" if jax.default_backend() == "cpu" else "full"]
-
-    def reached(shape: tuple[int, int, int]) -> float:
-        taken, _ = best(matmul(shape, dtype, size.repeats, None), size.turns)
-        return 2.0 * size.repeats * math.prod(shape) / taken
-
-    return max(map(reached, size.matmuls.values()))
+    allow_tf32(torch_device)
+    reached = []
+    for shape in size.matmuls.values():
+        taken = best(matmul(shape, dtype, size.repeats, torch_device), size.turns)
+        work = 2.0 * size.repeats * math.prod(shape)
+        reached.append([work / time for time in taken if time is not None])
+    ours, *theirs = np.max(reached, axis=0).tolist()
+    return ours, theirs[0] if theirs else None
 
 
 def best(work: Work, turns: int) -> tuple[float, float | None]:
@@ -174,10 +176,7 @@ def best(work: Work, turns: int) -> tuple[float, float | None]:
 def main(argv: Sequence[str]) -> None:
     args = report.parse(report.parser(__doc__, sizes=tuple(SIZES)), argv)
     size, torch_device = SIZES[args.size], report.torch_device(args.device)
-    if torch_device == "cuda":
-        import torch
-
-        torch.set_float32_matmul_precision("high")  # TF32, which JAX uses where there is one
+    allow_tf32(torch_device)
     table = report.Report("ceilings", args)
 
     def rate(name: str, unit: str, amount: float, work: Work) -> float:

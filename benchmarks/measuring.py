@@ -22,6 +22,14 @@ def seconds(run: Run, clock: Callable[[], float] = time.perf_counter) -> float:
     return clock() - start
 
 
+def allow_tf32(torch_device: str | None) -> None:
+    """PyTorch multiplies float32 on a GPU's tensor cores, as JAX does by itself."""
+    if torch_device == "cuda":
+        import torch
+
+        torch.set_float32_matmul_precision("high")
+
+
 def by_turns(
     ours: Run, peer: Run, turns: int, clock: Callable[[], float] = time.perf_counter
 ) -> tuple[float, float, float]:

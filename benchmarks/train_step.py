@@ -4,7 +4,7 @@ The same weights and batch for both, in turns; losses and gradients of the first
 Each side is a process of its own, so that its peak memory is its own, too: above the imports on a
 CPU, the accelerator's on a GPU. Then the step's parts, each alone: `layers` are the language
 model's with the cross-attention between them. MFU is against the ceiling of matmuls that this run
-measures.
+measures; the floor is what the step's matmuls alone take at the better of both ceilings.
 
     python -m benchmarks.train_step --json figures.json
     python -m benchmarks.train_step --device gpu --size 9b --layers 8
@@ -67,8 +67,10 @@ def check_results(steps: Sequence[dict[str, dict[str, Any]]], dtype: str) -> Non
                 )
 
 
-def compare(table: report.Report, sides: dict[str, Side], dtype: str, turns: int) -> float:
-    """Adds step and memory to the table, and gives our seconds per step."""
+def compare(
+    table: report.Report, sides: dict[str, Side], dtype: str, turns: int
+) -> dict[str, float]:
+    """Adds step and memory to the table, and gives each side's seconds per step."""
     steps = [{name: side.run("step") for name, side in sides.items()} for _ in range(turns + 2)]
     has_peer = "original" in sides
     if has_peer:
@@ -89,7 +91,7 @@ def compare(table: report.Report, sides: dict[str, Side], dtype: str, turns: int
     table.add("first_step", first["ours"], first.get("original"), unit="s")
     compiled = steps[-1]["ours"]["programs"] - steps[0]["ours"]["programs"]
     table.add("compiled_after_first_step", compiled)
-    return medians["ours"]
+    return medians
 
 
 def compare_parts(table: report.Report, sides: dict[str, Side], turns: int) -> None:
@@ -101,8 +103,11 @@ def compare_parts(table: report.Report, sides: dict[str, Side], turns: int) -> N
         table.add(part, medians["ours"], medians.get("original"), unit="s")
 
 
-def utilization(table: report.Report, config: Config, seconds: float) -> None:
-    """FLOPs of a step, the measured ceiling of matmuls, and the share of it that the step reaches.
+def utilization(
+    table: report.Report, config: Config, seconds: dict[str, float], torch_device: str | None
+) -> None:
+    """FLOPs of a step, the measured ceilings of matmuls, the share of ours that our step reaches,
+    and the floor: the seconds of its FLOPs at the better ceiling, beside the original's step.
 
     What rematerialisation computes a second time is not counted.
     """
@@ -110,10 +115,11 @@ def utilization(table: report.Report, config: Config, seconds: float) -> None:
     from flamingo_jax.training.flops import step_flops
 
     flops = step_flops(config).total
-    ceiling = matmul_flops_per_second(config.model.dtype)
+    ours, theirs = matmul_flops_per_second(config.model.dtype, torch_device)
     table.add("work", flops / 1e12, unit="TFLOP")
-    table.add("matmul_ceiling", ceiling / 1e12, unit="TFLOP/s")
-    table.add("mfu", flops / seconds / ceiling)
+    table.add("matmul_ceiling", ours / 1e12, theirs and theirs / 1e12, unit="TFLOP/s")
+    table.add("mfu", flops / seconds["ours"] / ours)
+    table.add("floor", flops / max(ours, theirs or 0.0), seconds.get("original"), unit="s")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -143,7 +149,7 @@ def main(argv: Sequence[str]) -> None:
     compare_parts(table, sides, args.turns)
     for process in sides.values():
         process.close()
-    utilization(table, config, seconds)
+    utilization(table, config, seconds, torch_device)
     table.write()
 
 

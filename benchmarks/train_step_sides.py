@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.measuring import allow_tf32
 from benchmarks.models import model_config
 from flamingo_jax.config import Config
 from flamingo_jax.data.streams import StreamConfig
@@ -174,6 +175,7 @@ class Original:
 
         from benchmarks.torch_training import TorchTraining, to_torch
 
+        allow_tf32(device)
         torch.set_num_threads(len(os.sched_getaffinity(0)))
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "weights.npz"

@@ -42,7 +42,7 @@ def plot_binding(binding: Mapping[int, Mapping[str, float]], path: Path) -> None
         axes.text(x[-1], 51, "chance", color=MUTED, ha="right", va="bottom")
         axes.errorbar(x, accuracy, interval, color=LINE, marker="o", linewidth=2, capsize=4)
         for i, value in enumerate(accuracy):
-            offset, align = ((0, 10), "center") if i else ((10, -4), "left")
+            offset, align = ((0, 10), "center") if i else ((10, -16), "left")  # off the line
             axes.annotate(
                 f"{value:.1f} %", (x[i], value), offset, textcoords="offset points", ha=align
             )
