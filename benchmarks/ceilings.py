@@ -150,9 +150,10 @@ def _wait(torch_device: str) -> None:
         torch.cuda.synchronize()
 
 
-def matmul_flops_per_second(dtype: str, torch_device: str | None) -> tuple[float, float | None]:
+def matmul_flops_per_second(
+    size: Size, dtype: str, torch_device: str | None
+) -> tuple[float, float | None]:
     """The best that JAX and PyTorch reach here with matrices of this type; takes some seconds."""
-    size = SIZES["small" if jax.default_backend() == "cpu" else "full"]
     allow_tf32(torch_device)
     reached = []
     for shape in size.matmuls.values():

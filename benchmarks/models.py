@@ -3,6 +3,7 @@
 from flamingo_jax.models.cross_attention import CrossAttentionConfig
 from flamingo_jax.models.decoder import DecoderConfig
 from flamingo_jax.models.flamingo import FlamingoConfig
+from flamingo_jax.models.resampler import ResamplerConfig
 from flamingo_jax.models.vision import VisionConfig
 
 # Of the decoder: width, layers, heads, vocabulary, interval of cross-attention.
@@ -43,6 +44,7 @@ def model_config(size: str, layers: int = 0) -> FlamingoConfig:
             attention_bias=False,
             mlp_bias=False,
         ),
+        resampler=ResamplerConfig(num_layers=2) if size == "tiny" else ResamplerConfig(),
         cross_attention=CrossAttentionConfig(
             interval=interval, gate_init=0.5, feed_forward_everywhere=True
         ),

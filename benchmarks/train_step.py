@@ -104,18 +104,20 @@ def compare_parts(table: report.Report, sides: dict[str, Side], turns: int) -> N
 
 
 def utilization(
-    table: report.Report, config: Config, seconds: dict[str, float], torch_device: str | None
+    table: report.Report, config: Config, size: str, seconds: dict[str, float], device: str | None
 ) -> None:
     """FLOPs of a step, the measured ceilings of matmuls, the share of ours that our step reaches,
     and the floor: the seconds of its FLOPs at the better ceiling, beside the original's step.
 
+    `size`: of `benchmarks.ceilings`. `device`: PyTorch's, see `report.torch_device`.
+
     What rematerialisation computes a second time is not counted.
     """
-    from benchmarks.ceilings import matmul_flops_per_second
+    from benchmarks.ceilings import SIZES, matmul_flops_per_second
     from flamingo_jax.training.flops import step_flops
 
     flops = step_flops(config).total
-    ours, theirs = matmul_flops_per_second(config.model.dtype, torch_device)
+    ours, theirs = matmul_flops_per_second(SIZES[size], config.model.dtype, device)
     table.add("work", flops / 1e12, unit="TFLOP")
     table.add("matmul_ceiling", ours / 1e12, theirs and theirs / 1e12, unit="TFLOP/s")
     table.add("mfu", flops / seconds["ours"] / ours)
@@ -149,7 +151,8 @@ def main(argv: Sequence[str]) -> None:
     compare_parts(table, sides, args.turns)
     for process in sides.values():
         process.close()
-    utilization(table, config, seconds, torch_device)
+    size = "tiny" if args.size == "tiny" else "small" if args.device == "cpu" else "full"
+    utilization(table, config, size, seconds, torch_device)
     table.write()
 
 

@@ -56,6 +56,7 @@ class Config:
     keep_every: int = 0  # checkpoints of steps that divide by it are kept, too; 0: no others
     # A step that takes longer prints where every thread is; twice as long, and the process ends.
     watchdog_seconds: float = 900.0  # 0: never
+    dead_after_seconds: int = 60  # the others end when one of several processes shows no life
     profile_steps: tuple[int, ...] = ()  # (first, how many): a profiler's trace of these steps
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     evaluate_every: int = 0  # steps between few-shot evaluations; 0: none
@@ -63,7 +64,8 @@ class Config:
 
     def __post_init__(self) -> None:
         positive = (
-            "num_steps", "accumulation_steps", "log_every", "checkpoint_every", "keep_checkpoints"
+            "num_steps", "accumulation_steps", "log_every", "checkpoint_every", "keep_checkpoints",
+            "dead_after_seconds",
         )  # fmt: skip
         or_zero = ("keep_every", "evaluate_every", "max_nonfinite_steps", "watchdog_seconds")
         for name in (*positive, *or_zero):

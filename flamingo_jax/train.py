@@ -204,7 +204,7 @@ def _stop(reason: tuple[int, int], failure: Exception | None) -> None:
 def main(argv: Sequence[str]) -> None:
     start_up = StartUp(process_began())
     config = cli.parse_config(argv)
-    with distributed.joined():
+    with distributed.joined(config.dead_after_seconds):
         start_up.done("imports")
         train(config, cli.workdir(), start_up=start_up)
 

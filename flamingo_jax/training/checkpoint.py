@@ -24,6 +24,7 @@ FREE_KEYS = (
     "keep_checkpoints",
     "keep_every",
     "watchdog_seconds",
+    "dead_after_seconds",
     "profile_steps",
     "evaluation",
     "evaluate_every",

@@ -19,13 +19,15 @@ from flamingo_jax import cli
 from flamingo_jax.compilation_cache import keep_only_what_is_shared
 from flamingo_jax.errors import UserError
 
-DEAD_AFTER_SECONDS = 60  # without a sign of life, a process is taken for dead and the others end
+DEAD_AFTER_SECONDS = 60
 EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
 @contextmanager
-def joined() -> Iterator[None]:
+def joined(dead_after_seconds: int = DEAD_AFTER_SECONDS) -> Iterator[None]:
     """Join the processes of this run, where the environment names any; see `surroundings`.
+
+    One that gives no sign of life for so long is taken for dead, and the others end.
 
     Before anything else of JAX. An error inside ends this process at once: the usual way out waits
     for the others, who may be waiting for this one.
@@ -37,7 +39,7 @@ def joined() -> Iterator[None]:
     jax.config.update("jax_enable_preemption_service", False)  # signals are `train`'s to handle
     jax.distributed.initialize(
         **found,
-        heartbeat_timeout_seconds=DEAD_AFTER_SECONDS,
+        heartbeat_timeout_seconds=dead_after_seconds,
         shutdown_timeout_seconds=DEAD_AFTER_SECONDS,
     )
     if jax.process_count() > 1:

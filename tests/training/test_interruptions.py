@@ -14,6 +14,7 @@ import pytest
 
 from flamingo_jax.training.metrics import read_metrics
 from flamingo_jax.training.speed import read_ledger
+from tests import WITHOUT_TORCH
 from tests.training.test_train import CONFIG, final_params
 
 ROOT = Path(__file__).parents[2]
@@ -24,7 +25,7 @@ STEPS = 150
 def command():
     """Starts a training process of many short steps."""
     flags = [f for f in os.environ["XLA_FLAGS"].split() if "device_count" not in f]
-    env = {**os.environ, "XLA_FLAGS": " ".join(flags), "PYTHONPATH": str(ROOT)}
+    env = {**os.environ, "XLA_FLAGS": " ".join(flags), "PYTHONPATH": WITHOUT_TORCH}
 
     def start(workdir: Path, config: str = "tests/tiny.py", **changes):
         args = {"num_steps": STEPS, "checkpoint_every": 20, **changes}

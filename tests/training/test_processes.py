@@ -18,14 +18,14 @@ from flamingo_jax.config import Config
 from flamingo_jax.schema import build
 from flamingo_jax.train import train
 from flamingo_jax.training.checkpoint import Checkpointer
-from flamingo_jax.training.distributed import DEAD_AFTER_SECONDS
 from flamingo_jax.training.metrics import read_metrics
 from flamingo_jax.training.setup import set_up
-from tests import wide
+from tests import WITHOUT_TORCH, wide
 
 ROOT = Path(__file__).parents[2]
-CONFIG = build(Config, wide.get_config().to_dict())
-TIME_OUT = DEAD_AFTER_SECONDS + 30.0  # within which the others end when one process is gone
+CHANGES = {"num_steps": 24, "checkpoint_every": 6, "dead_after_seconds": 20}
+CONFIG = build(Config, wide.get_config().to_dict() | CHANGES)
+TIME_OUT = CONFIG.dead_after_seconds + 30.0  # within which the others end when one process is gone
 pytestmark = pytest.mark.slow
 
 
@@ -52,10 +52,11 @@ class Launch:
                     *("--devices-per-process", str(8 // processes), "--grace", str(grace)),
                     *("--", sys.executable, *command),
                     *("--config=tests/wide.py", f"--workdir={workdir}"),
+                    *(f"--config.{key}={value}" for key, value in CHANGES.items()),
                     *(f"--config.init_from={model}", *(f"--config.{c}" for c in changes)),
                 ],
                 cwd=ROOT,
-                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                env={**os.environ, "PYTHONPATH": WITHOUT_TORCH},
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
@@ -115,7 +116,7 @@ def assert_same_losses(one: Path, other: Path) -> None:
 def test_two_processes_give_the_losses_of_one_device(one_device, two_processes):
     assert_same_losses(one_device, two_processes.workdir)
     assert "on 8 cpu device(s)" in two_processes.output
-    assert "[0] step 40/40" in two_processes.output
+    assert "[0] step 24/24" in two_processes.output
     assert "[1] step" not in two_processes.output  # one logs for all
 
 
@@ -144,7 +145,7 @@ def test_two_processes_stop_together_and_go_on_bit_for_bit(two_processes, model,
     assert (tmp_path / "checkpoints" / stopped[1]).is_dir()
 
     launch = Launch(tmp_path, model, 2, "mesh.fsdp=4")
-    launch.wait_for_step(int(stopped[1]) + 12)
+    launch.wait_for_step(int(stopped[1]) + 8)
     launch.send(1, signal.SIGKILL)
     killed = time.monotonic()
     assert launch.status() == 128 + signal.SIGKILL
@@ -191,7 +192,8 @@ def test_data_that_fails_on_one_host_stops_all_with_an_error(model, tmp_path):
 
 def test_a_process_that_hangs_ends_the_others_with_their_stacks(model, tmp_path):
     # What hangs does not end when it is asked to, so there is nothing to wait for.
-    launch = Launch(tmp_path, model, 2, "mesh.fsdp=4", "watchdog_seconds=10", grace=5)
+    changes = "mesh.fsdp=4", "watchdog_seconds=10", "dead_after_seconds=60"  # the watchdog is first
+    launch = Launch(tmp_path, model, 2, *changes, grace=5)
     launch.wait_for_step(3)
     launch.send(1, signal.SIGSTOP)
     assert launch.status() == 70  # the watchdog's; the launcher then ends the one that hangs
