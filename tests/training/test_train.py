@@ -202,3 +202,16 @@ def test_a_full_disk_stops_the_run_with_its_cause(trained, tmp_path):
     train(CONFIG, workdir, jax.devices()[:1])  # room again
     assert (workdir / "metrics.jsonl").read_text() == (trained / "metrics.jsonl").read_text()
     jax.tree.map(np.testing.assert_array_equal, final_params(workdir), final_params(trained))
+
+
+def test_a_steps_line_is_written_before_its_checkpoint(tmp_path, monkeypatch):
+    """A run that goes on from a checkpoint does not write the lines before it."""
+    save, seen = Checkpointer.save, []
+
+    def note(self, step, *args):
+        seen.append((step, read_metrics(tmp_path)[-1]["step"]))
+        save(self, step, *args)
+
+    monkeypatch.setattr(Checkpointer, "save", note)
+    train(CONFIG, tmp_path, jax.devices()[:1])
+    assert seen == [(4, 4), (6, 6)]
