@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.experimental.multihost_utils import broadcast_one_to_all
 
 from flamingo_jax import cli
 from flamingo_jax.config import Config
@@ -110,8 +111,10 @@ def train(
         closing(progress),
         closing(profile),
     ):
-        if "metrics" in restored and not is_recorded(workdir, start):
+        # The first one looks for all: on a shared disk, others may not see its lines yet.
+        if "metrics" in restored and not broadcast_one_to_all(is_recorded(workdir, start)):
             evaluate(start, restored["metrics"])
+            start_up.done("evaluation")
         agreement.propose()
         while step < config.num_steps and not (reason := agreement.decision())[0]:
             step += 1
@@ -129,18 +132,18 @@ def train(
             if step > start + 1:  # every process has compiled
                 watchdog.beat(f"step {step}")
             evaluates = config.evaluate_every and step % config.evaluate_every == 0
-            metrics = {**metrics, **counts}  # type: ignore[dict-item]
+            values: dict[str, Any] = {**metrics, **counts}
             kept = facts
             if evaluates:  # a run that goes on from here may have to evaluate first
-                kept = {**facts, "metrics": floats(metrics)}
+                kept = {**facts, "metrics": floats(values)}
             else:
-                progress.note(step, metrics)
+                progress.note(step, values)
             if step % config.checkpoint_every == 0 or step == config.num_steps:
                 progress.finish_last()  # a run that goes on from here does not write this line
                 with progress.aside("save"):
                     checkpointer.save(step, state, kept)
             if evaluates:
-                evaluate(step, metrics)
+                evaluate(step, values)
         progress.finish_last()
         if step < config.num_steps:
             _stop(reason, feed.failure or checkpointer.failure)

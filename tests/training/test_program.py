@@ -1,3 +1,5 @@
+"""What a program checks of its rows before anything is compiled."""
+
 import dataclasses
 
 import jax
@@ -28,9 +30,11 @@ def test_packed_rows_need_positions_for_a_document_only(max_length, text_length)
     given = config(max_length, 8, Packing(documents=2, text_length=text_length))
     program = build_program(given)
     with jax.set_mesh(program.mesh):
-        jax.eval_shape(
+        state, metrics = jax.eval_shape(
             program.train_step, program.state_shapes, program.frozen_shapes, batch_shapes(given)
         )
+    assert jax.tree.structure(state) == jax.tree.structure(program.state_shapes)
+    assert metrics["loss"].shape == ()
 
 
 def test_packed_rows_need_embeddings_for_all_their_images():
