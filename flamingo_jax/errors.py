@@ -9,6 +9,10 @@ class UserError(Exception):
     do; the commands print it as one line, without a traceback, and exit with status 2."""
 
 
+class Stopped(BaseException):
+    """No error: work was left for a later start, because the process was asked to stop."""
+
+
 def need_package(name: str, extra: str) -> Any:
     """An optional package. UserError naming the extra that brings it."""
     try:

@@ -18,7 +18,7 @@ from flamingo_jax import cli
 from flamingo_jax.config import Config
 from flamingo_jax.data.bad_records import BadRecordLog
 from flamingo_jax.data.pipeline import Batches, StepSource, batches
-from flamingo_jax.errors import UserError
+from flamingo_jax.errors import Stopped, UserError
 from flamingo_jax.evaluation.in_training import check_few_shot, few_shot, undo_after
 from flamingo_jax.schema import dump
 from flamingo_jax.training import distributed
@@ -94,13 +94,19 @@ def train(
 
     agreement = distributed.Agreement(run.mesh, vote)
 
+    def stopping() -> bool:
+        return bool(stop.received)
+
     def evaluate(step: int, metrics: dict[str, Any]) -> None:
-        """Note a step with its scores; not yet where a signal ends the evaluation."""
-        work = partial(few_shot, run, {**state.params, **frozen}, workdir, step)
-        with progress.aside("evaluate"), watchdog.paused():
-            scores = stop.unless_stopped(work, None)
-        if scores is not None:
-            progress.note(step, {**metrics, **scores})
+        """Note a step with its scores; not yet where a signal ended the evaluation."""
+        try:
+            with progress.aside("evaluate"), watchdog.paused():
+                scores = few_shot(run, {**state.params, **frozen}, workdir, step, stopping)
+        except Stopped:
+            distributed.say(f"the evaluation of step {step} was left for the next start")
+            agreement.propose()  # so that this run ends after this very step
+            return
+        progress.note(step, {**metrics, **scores})
 
     step, kept = start, facts
     with (
@@ -114,6 +120,7 @@ def train(
         # The first one looks for all: on a shared disk, others may not see its lines yet.
         if "metrics" in restored and not broadcast_one_to_all(is_recorded(workdir, start)):
             evaluate(start, restored["metrics"])
+            progress.finish_last()  # its speed was the last start's to tell
             start_up.done("evaluation")
         agreement.propose()
         while step < config.num_steps and not (reason := agreement.decision())[0]:

@@ -6,7 +6,7 @@ that of processes, nor an interruption, changes a result.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -14,6 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from flamingo_jax.data.records import BadRecordError
+from flamingo_jax.errors import Stopped
 from flamingo_jax.evaluation import results
 from flamingo_jax.evaluation.config import FewShotConfig, complete, make_task
 from flamingo_jax.evaluation.inference import Asker, Model
@@ -23,14 +24,20 @@ from flamingo_jax.evaluation.results import Folder, Record
 from flamingo_jax.evaluation.scores import score_records
 from flamingo_jax.evaluation.tasks import Example, Problems, Task
 from flamingo_jax.schema import dump
+from flamingo_jax.training.distributed import anywhere
 
 
 def evaluate(
-    model: Model, config: FewShotConfig, out: Path, neighbours: Neighbours | None = None
+    model: Model,
+    config: FewShotConfig,
+    out: Path,
+    neighbours: Neighbours | None = None,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> dict[str, float | None]:
     """Score every task with every number of shots and every seed.
 
-    Directories that are complete are kept; a begun one is gone on with.
+    Directories that are complete are kept; a begun one is gone on with. `stopping` is asked before
+    every batch, on every process.
 
     Returns:
       Scores by "TASK/4-random-seed42", the same on every process.
@@ -38,6 +45,7 @@ def evaluate(
     Raises:
       UserError: data that is missing or at fault, a prompt the model cannot take, or an `out` with
         results of something else.
+      Stopped: on every process, when `stopping` made one leave a batch.
     """
     made: dict[str, float | None] = {}
     if jax.process_index() == 0:
@@ -49,7 +57,7 @@ def evaluate(
                 folder = results.folder_name(
                     shots, config.demonstrations, seed, config.context_images
                 )
-                _run(model, config, dataset, shots, seed, Folder(out / name / folder))
+                _run(model, config, dataset, shots, seed, Folder(out / name / folder), stopping)
                 score = json.loads((out / name / folder / "score.json").read_text())
                 made[f"{name}/{folder}"] = score["score"]
     return made
@@ -72,7 +80,13 @@ def _manifest(model: Model, config: FewShotConfig) -> Record:
 
 
 def _run(
-    model: Model, config: FewShotConfig, dataset: Dataset, shots: int, seed: int, folder: Folder
+    model: Model,
+    config: FewShotConfig,
+    dataset: Dataset,
+    shots: int,
+    seed: int,
+    folder: Folder,
+    stopping: Callable[[], bool],
 ) -> None:
     """Answer what is not answered yet; process 0 writes the results."""
     is_complete = folder.is_complete
@@ -103,14 +117,18 @@ def _run(
         for batch in batches[process::processes]
         if not all(prompts[0].example.id in answered for prompts in batch)
     ]
+    left = False
     with folder.part(process).open("w") as lines:
         for place, batch in enumerate(batches):
+            if left := stopping():
+                break
             soon = [prompts[0] for later in batches[place : place + 2] for prompts in later]
             asker.pictures.ahead(image for prompt in soon for image in prompt.images)
             for record in answer(asker, dataset.task, choices, batch, config):
                 lines.write(json.dumps(record, ensure_ascii=False) + "\n")
             lines.flush()
-    _wait("answered", folder)
+    if anywhere(left):
+        raise Stopped
     if process == 0:
         _finish(config, dataset, shots, seed, folder, [p[0].example.id for p in planned])
     _wait("finished", folder)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -54,10 +55,15 @@ def undo_after(workdir: Path, step: int) -> None:
                 shutil.rmtree(folder)
 
 
-def few_shot(run: Run, params: Params, workdir: Path, step: int) -> dict[str, float]:
+def few_shot(
+    run: Run, params: Params, workdir: Path, step: int, stopping: Callable[[], bool]
+) -> dict[str, float]:
     """Scores by "few_shot/TASK/4-random-seed42"; their lines go to `workdir/few_shot/STEP`.
 
     Each of several processes asks its own devices, so each must hold the whole model.
+
+    Raises:
+      Stopped: as `stopping` asked for, on every process.
     """
     config, mesh = run.config.few_shot, run.mesh
     if jax.process_count() > 1:
@@ -72,5 +78,5 @@ def few_shot(run: Run, params: Params, workdir: Path, step: int) -> dict[str, fl
     model = model_of_run(run.graph, params, run.tokens, mesh)
     model = dataclasses.replace(model, facts={"hash": f"step {step}"})
     out = workdir / "few_shot" / str(step)
-    made = evaluate(model, config, out, neighbours_of(config))
+    made = evaluate(model, config, out, neighbours_of(config), stopping)
     return {f"few_shot/{name}": score for name, score in made.items() if score is not None}

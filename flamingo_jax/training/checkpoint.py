@@ -141,7 +141,7 @@ class Checkpointer:
             )
         except Exception as error:  # Orbax and its readers raise whatever they meet
             problem = _brief(error)
-        if _anywhere(problem is not None):
+        if distributed.anywhere(problem is not None):
             return None, problem or "another process could not read it"
         wrong = differing(restored.facts["state"], fingerprints(restored.state))
         if wrong:
@@ -205,11 +205,6 @@ class Checkpointer:
 
 def _as_dict(state: TrainState) -> dict[str, Any]:
     return {name: getattr(state, name) for name in TrainState.__dataclass_fields__}
-
-
-def _anywhere(flag: bool) -> bool:
-    """Whether the flag is set in any process."""
-    return bool(multihost_utils.process_allgather(flag).any())
 
 
 def _brief(error: BaseException) -> str:

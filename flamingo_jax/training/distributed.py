@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from flamingo_jax import cli
@@ -133,6 +134,11 @@ def say(message: str) -> None:
     """Print, in the process that logs."""
     if is_first():
         print(message, flush=True)
+
+
+def anywhere(flag: bool) -> bool:
+    """Whether the flag is set in any process. Waits for all of them."""
+    return bool(multihost_utils.process_allgather(flag).any())
 
 
 class Agreement:

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from flamingo_jax.clip import load_clip
-from flamingo_jax.errors import UserError
+from flamingo_jax.errors import Stopped, UserError
 from flamingo_jax.evaluation import harness
 from flamingo_jax.evaluation.command import neighbours_of
 from flamingo_jax.evaluation.harness import evaluate
@@ -137,6 +137,20 @@ def test_killed_in_the_middle_and_started_again(
     assert answers(tmp_path) == {name: whole[name] for name in answers(tmp_path)}
     evaluate(on_devices[1], config, tmp_path)
     assert len(calls) == 4, "what is complete is not asked again"
+
+
+def test_one_that_is_asked_to_stop_leaves_the_next_batch(
+    everything, on_devices, settings, tmp_path
+):
+    config = settings("coco", "hateful_memes", shots=(2,))
+    asked = iter((False, True))
+    with pytest.raises(Stopped):
+        evaluate(on_devices[1], config, tmp_path, stopping=lambda: next(asked))
+    assert [p.name for p in tmp_path.glob("*/*")] == ["2-random-seed42"]
+    assert len(lines(tmp_path / "coco/2-random-seed42/parts/process-0.jsonl")) == 8
+    evaluate(on_devices[1], config, tmp_path)
+    whole = answers(everything[1])
+    assert answers(tmp_path) == {name: whole[name] for name in answers(tmp_path)}
 
 
 def test_rescoring_needs_neither_model_nor_data(everything, on_devices, settings, tmp_path):

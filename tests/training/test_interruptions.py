@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -114,10 +115,13 @@ def test_a_signal_during_evaluation_ends_it_and_the_next_start_goes_on_with_it(c
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
-    assert "stopped by SIGTERM after step 3" in finish(process)
+    out = finish(process)
+    assert "the evaluation of step 3 was left for the next start" in out
+    assert "stopped by SIGTERM after step 3" in out
     assert [m["step"] for m in read_metrics(tmp_path)] == [1, 2]  # the third has no scores yet
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["3"]
-    assert "resumed from step 3" in finish(command(tmp_path, "tests/evaluating.py", num_steps=4))
+    out = finish(command(tmp_path, "tests/evaluating.py", num_steps=4))
+    assert re.search("resumed from step 3.*step 3/4.*the first step ended", out, re.DOTALL)
     metrics = read_metrics(tmp_path)
     assert [m["step"] for m in metrics] == [1, 2, 3, 4]
     scored = [any(name.startswith("few_shot/") for name in m) for m in metrics]

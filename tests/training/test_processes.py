@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -73,12 +74,15 @@ class Launch:
 
     def wait_for_step(self, step: int) -> None:
         path = self.workdir / "metrics.jsonl"
+        self.wait_for(lambda: path.exists() and len(path.read_text().splitlines()) >= step)
+
+    def wait_for(self, done: Callable[[], bool]) -> None:
         for _ in range(30_000):
-            if path.exists() and len(path.read_text().splitlines()) >= step:
+            if done():
                 return
             assert self._process.poll() is None, self.output
             time.sleep(0.01)
-        raise AssertionError(f"step {step} was not reached: {self.output}")
+        raise AssertionError(f"waited for in vain: {self.output}")
 
     def status(self) -> int:
         try:
@@ -160,6 +164,22 @@ def test_two_processes_stop_together_and_go_on_bit_for_bit(two_processes, model,
     jax.tree.map(
         np.testing.assert_array_equal, final_state(tmp_path), final_state(two_processes.workdir)
     )
+
+
+def test_two_processes_leave_an_evaluation_together(model, tmp_path):
+    changes = "few_shot.tasks={'digits': {}}", "few_shot.shots=(0,)", "few_shot.num_samples=300"
+    changes = "mesh.fsdp=4", "num_steps=4", "evaluate_every=3", *changes
+    launch = Launch(tmp_path, model, 2, *changes)
+    launch.wait_for(lambda: (tmp_path / "few_shot/3").exists())
+    launch.send(1, signal.SIGTERM)
+    assert launch.status() == 0, launch.output
+    assert "[0] the evaluation of step 3 was left for the next start" in launch.output
+    assert "[0] stopped by SIGTERM after step 3" in launch.output
+
+    launch = Launch(tmp_path, model, 2, *changes)
+    assert launch.status() == 0, launch.output
+    scores = [m.get("few_shot/digits/0-random-seed42") for m in read_metrics(tmp_path)]
+    assert [score is not None for score in scores] == [False, False, True, False]
 
 
 RUNS_DRY = """
