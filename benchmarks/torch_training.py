@@ -69,7 +69,7 @@ class TorchTraining:
         with self.autocast:
             return self.model.lm.transformer(
                 input_ids=rows["tokens"],
-                attention_mask=torch.ones_like(rows["tokens"]),
+                attention_mask=rows["segments"],
                 use_cache=False,
             ).last_hidden_state
 
@@ -151,6 +151,7 @@ def to_torch(rows: Mapping[str, np.ndarray], device: str) -> dict[str, torch.Ten
     tensors = {
         "images": torch.from_numpy(np.moveaxis(rows["images"][:, :, 0], -1, 2).copy()),
         "tokens": torch.from_numpy(rows["tokens"]).long(),
+        "segments": torch.from_numpy(rows["segments"]).long(),
         "weights": torch.from_numpy(rows["weights"]),
     }
     return {name: tensor.to(device) for name, tensor in tensors.items()}

@@ -6,7 +6,11 @@ CPU, the accelerator's on a GPU. Then the step's parts, each alone: `layers` are
 model's with the cross-attention between them. MFU is against the ceiling of matmuls that this run
 measures; the floor is what the step's matmuls alone take at the better of both ceilings.
 
+With `--data published`, documents have the tokens and images of OpenFlamingo's own training data,
+by their medians: the original pads them to the same shapes as ever, this project packs them.
+
     python -m benchmarks.train_step --json figures.json
+    python -m benchmarks.train_step --data published
     python -m benchmarks.train_step --device gpu --size 9b --layers 8
 """
 
@@ -21,7 +25,8 @@ from typing import Any, get_args
 
 from benchmarks import report
 from benchmarks.models import SIZES
-from benchmarks.train_step_sides import PARTS, run_config, serve
+from benchmarks.train_step_rows import Data, run_config
+from benchmarks.train_step_sides import PARTS, serve
 from flamingo_jax.config import Config
 from flamingo_jax.errors import UserError
 from flamingo_jax.models.memory import RematPolicy
@@ -129,6 +134,9 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--turns", type=int, default=7, help="timed steps of each")
     parser.add_argument("--layers", type=int, default=0, help="of the decoder; default: all")
     parser.add_argument("--rows", type=int, default=1, help="multiplies the rows of the batch")
+    parser.add_argument(
+        "--data", choices=get_args(Data), default="full", help="how documents fill their rows"
+    )
     parser.add_argument("--remat", choices=get_args(RematPolicy), default="elementwise")
     parser.add_argument("--side", choices=("ours", "original"), help=argparse.SUPPRESS)
     flags = argv[1:]
@@ -136,10 +144,11 @@ def main(argv: Sequence[str]) -> None:
     args = parser.parse_args(flags) if side else report.parse(parser, argv)
     if args.device == "cpu":
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
-    config = run_config(args.size, args.layers, args.rows, args.remat)
+    config = run_config(args.size, args.layers, args.rows, args.remat, args.data)
     torch_device = report.torch_device(args.device)
     if side:
-        serve(side, config, (torch_device or "") if side == "original" else args.device)
+        device = (torch_device or "") if side == "original" else args.device
+        serve(side, config, args.data, device)
         return
 
     table = report.Report("train_step", args)

@@ -1,6 +1,5 @@
 """Both sides of `benchmarks.train_step`: each builds its model, makes steps, times its parts."""
 
-import dataclasses
 import json
 import os
 import sys
@@ -15,69 +14,29 @@ from typing import Any
 import numpy as np
 
 from benchmarks.measuring import allow_tf32
-from benchmarks.models import model_config
+from benchmarks.train_step_rows import Data, make_batch
 from flamingo_jax.config import Config
-from flamingo_jax.data.streams import StreamConfig
-from flamingo_jax.models.memory import RematPolicy
 
 PARTS = ("vision", "resampler", "layers", "head_and_loss", "update")
 Call = Callable[[], Any]
 
 
-def run_config(size: str, layers: int, rows: int, remat: RematPolicy) -> Config:
-    """A run whose step is measured: 8 pairs of 32 tokens and an image, and 4 documents of 256
-    tokens and 6 images; `rows` times as many."""
-    model = dataclasses.replace(model_config(size, layers), remat=remat)
-    if size == "small":  # all logits of its interleaved rows are 32 MiB
-        model = dataclasses.replace(model, max_logits_mib=16)
-    return Config(
-        model=model,
-        tokenizer="",
-        frozen_dtype=model.dtype,
-        streams={
-            "pairs": StreamConfig(
-                source="pairs", batch_size=8 * rows, text_length=32, num_images=1, weight=0.2
-            ),
-            "interleaved": StreamConfig(
-                source="mmc4", batch_size=4 * rows, text_length=256, num_images=6
-            ),
-        },
-        num_steps=1000,
-    )
-
-
-def make_batch(config: Config) -> dict[str, dict[str, Any]]:
-    """Random rows; images (B, T, 1, H, W, 3) normalised floats, spread evenly over the text."""
-    rng = np.random.default_rng(0)
-    model, size, batch = config.model, config.model.vision.image_size, {}
-    for name, stream in config.streams.items():
-        rows, length, images = stream.batch_size, stream.text_length, stream.num_images
-        tokens = rng.integers(0, model.decoder.vocab_size, (rows, length)).astype(np.int32)
-        tokens[:, : images * (length // images) : length // images] = model.image_token
-        batch[name] = {
-            "images": rng.normal(size=(rows, images, 1, size, size, 3)).astype(np.float32),
-            "tokens": tokens,
-            "segments": np.ones_like(tokens),
-            "weights": (tokens != model.image_token).astype(np.float32),
-        }
-    return batch
-
-
 class Ours:
     """This project's training step, on one device."""
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, data: Data):
         import jax
 
         from flamingo_jax.training.program import build_program
         from flamingo_jax.training.sharding import to_device
 
         self.program = build_program(config, jax.devices()[:1])
+        self.row_parts = [stream.row_parts for stream in config.streams.values()]
         shardings = self.program.state_shardings, self.program.frozen_shardings
         make = jax.jit(self.program.random_state, out_shardings=shardings)
         self.state, self.frozen = make(jax.random.key(config.seed))
         make.clear_cache()
-        self.batch = to_device(make_batch(config), self.program.mesh)
+        self.batch = to_device(make_batch(config, data, packed=True), self.program.mesh)
 
     def step(self) -> dict[str, float]:
         import jax
@@ -103,7 +62,7 @@ class Ours:
 
         from flamingo_jax.training.step import see
 
-        batch, params = self.batch, self.state.params
+        batch, params, parts = self.batch, self.state.params, self.row_parts
         graph, frozen, optimizer = self.program.graph, self.frozen, self.program.optimizer
 
         def total(arrays):
@@ -120,7 +79,7 @@ class Ours:
         def layers(params, latents, frozen, batch):
             model = graph.merge(params, frozen)
             streams = zip(latents, batch.values(), strict=True)
-            return model.together([(x, s["tokens"], s["segments"]) for x, s in streams])
+            return model.together([(x, s["tokens"], s["segments"]) for x, s in streams], parts)
 
         def losses(params, texts, frozen, batch):
             model = graph.merge(params, frozen)
@@ -170,7 +129,7 @@ class Original:
     Another process draws the weights, so that no memory of JAX is counted as PyTorch's.
     """
 
-    def __init__(self, config: Config, device: str):
+    def __init__(self, config: Config, data: Data, device: str):
         import torch
 
         from benchmarks.torch_training import TorchTraining, to_torch
@@ -184,7 +143,8 @@ class Original:
             with np.load(path) as arrays:
                 self.training = TorchTraining(config.model, arrays, device)
         self.weights = {name: stream.weight for name, stream in config.streams.items()}
-        self.batch = {n: to_torch(rows, device) for n, rows in make_batch(config).items()}
+        batch = make_batch(config, data, packed=False)
+        self.batch = {name: to_torch(rows, device) for name, rows in batch.items()}
         self.synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
 
     def step(self) -> dict[str, float]:
@@ -220,7 +180,7 @@ def memory(device: str, field: str) -> int:
     raise OSError(f"/proc/self/status has no {field}")
 
 
-def serve(side: str, config: Config, device: str) -> None:
+def serve(side: str, config: Config, data: Data, device: str) -> None:
     """Builds one side; then each line of standard input names what is to be run and timed.
 
     What libraries print goes to standard error, so that every line of standard output is an answer.
@@ -228,6 +188,7 @@ def serve(side: str, config: Config, device: str) -> None:
     Args:
       side: "ours" or "original".
       config: of the run whose step is made.
+      data: what fills its rows.
       device: "cpu", or that of JAX or PyTorch.
     """
     answers, sys.stdout = sys.stdout, sys.stderr
@@ -240,7 +201,7 @@ def serve(side: str, config: Config, device: str) -> None:
     else:
         jax.devices()
     imported = memory("cpu", "VmRSS") if device == "cpu" else 0
-    made = Ours(config) if side == "ours" else Original(config, device)
+    made = Ours(config, data) if side == "ours" else Original(config, data, device)
     parts: dict[str, Call] = {}
     for line in sys.stdin:
         name = line.strip()

@@ -10,12 +10,14 @@ from typing import Any, NoReturn, TypeVar
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
+from ml_collections.config_dict import placeholder
 
 from flamingo_jax.compilation_cache import keep_compiled_programs
 from flamingo_jax.compiler_memory import give_back_compiler_memory
 from flamingo_jax.config import Config
 from flamingo_jax.data.pipeline import SOURCES
 from flamingo_jax.errors import UserError
+from flamingo_jax.evaluation import config as few_shot
 from flamingo_jax.schema import build, dump, unknown_key
 
 T = TypeVar("T")
@@ -127,7 +129,7 @@ def parse_any_config(
     parse_flags([program, *(arg for arg in args if not arg.startswith("--config"))])
     if not files:
         raise UserError("no config given; say which, as in --config=configs/digits.py")
-    values = ConfigDict(complete(_load(Path(files[-1])).to_dict()))
+    values = ConfigDict(_fillable(complete(_load(Path(files[-1])).to_dict())))
     for override in overrides:
         _check_path(values, override.split("=", 1)[0].removeprefix("--config."))
     parsed = flags.FlagValues()
@@ -139,13 +141,23 @@ def parse_any_config(
 
 
 def _complete(values: dict[str, Any]) -> dict[str, Any]:
-    """A config with every default written out, those of the streams' sources included."""
+    """A config with every default written out, those of the streams' sources and of the
+    evaluation's tasks included.
+    """
     complete = dump(build(Config, values))
     for name, stream in complete["streams"].items():
         source = SOURCES[stream["source"]]
         options: Any = build(source, stream["options"], f"config.streams.{name}.options")
         stream["options"] = dump(options)
+    complete["few_shot"] = few_shot.complete(complete["few_shot"])
     return complete
+
+
+def _fillable(values: Any) -> Any:
+    """Values in whose place overrides may put something where there is None."""
+    if isinstance(values, dict):
+        return {key: _fillable(value) for key, value in values.items()}
+    return placeholder(object) if values is None else values
 
 
 def _joined(argv: Sequence[str]) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flamingo_jax.cli import Parser, run
-from flamingo_jax.errors import UserError
+from flamingo_jax.errors import UserError, need_package
 
 
 def parser() -> argparse.ArgumentParser:
@@ -151,6 +151,7 @@ def verify_command(args: argparse.Namespace) -> int:
 
     directory = open_directory(args.dir)
     family_named(directory.origin.family)
+    need_package("torch", "torch")  # said before the weights are read
     given = {name: getattr(args, name) for name in SOURCES}
     named = any(given[name] for name in ("lm", "vision", "state_dict", "config"))
     source = read_source(given if named else directory.origin.source, directory.config.dtype)

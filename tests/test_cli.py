@@ -7,6 +7,7 @@ import pytest
 from absl import flags
 
 from flamingo_jax import cli
+from flamingo_jax.data.packing import Packing
 
 COMMANDS = ["train", "evaluate", "convert", "plan", "doctor", "generate", "serve", "data.inspect",
             "data.prepare.commands"]  # fmt: skip
@@ -44,6 +45,27 @@ def test_a_flag_that_does_not_exist_is_one_line(command, name):
     assert (status, out) == (2, "")
     assert err.startswith("error: ")
     assert err.count("\n") == 1
+
+
+def test_a_task_has_its_settings_in_a_training_config(tmp_path):
+    path = tmp_path / "config.py"
+    path.write_text(
+        "from tests import tiny\n\n\ndef get_config():\n    config = tiny.get_config()\n"
+        "    config.few_shot = {'tasks': {'coco': {}}}\n    return config\n"
+    )
+    given = f"--config={path}", "--config.few_shot.tasks.coco.folder=elsewhere"
+    assert cli.parse_config(["train", *given]).few_shot.tasks["coco"]["folder"] == "elsewhere"
+    flags.FLAGS.unparse_flags()
+
+
+def test_what_has_no_value_can_be_given_one():
+    packing = "{'documents': 4, 'text_length': 56, 'images': 9, 'parts': 2}"
+    pack = f"--config.streams.interleaved.pack={packing}"
+    config = cli.parse_config(["train", "--config=tests/tiny.py", pack])
+    expected = Packing(documents=4, text_length=56, images=9, parts=2)
+    assert config.streams["interleaved"].pack == expected
+    assert config.streams["pairs"].pack is None
+    flags.FLAGS.unparse_flags()
 
 
 def test_an_interruption_is_one_line(monkeypatch, capsys):

@@ -153,8 +153,18 @@ def read_file(path: Path) -> Tensors:
 
 
 def indexed_files(index: Path) -> list[Path]:
-    """The files that an index names, beside it. UserError: the directory lacks some of them."""
-    named = sorted(set(read_json(index)["weight_map"].values()))
+    """The files that an index names, beside it.
+
+    Raises:
+      UserError: no index, or the directory lacks some of the files.
+    """
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise UserError(
+            f"{index} has no weight_map, expected the file of each tensor: copy or download it "
+            "again"
+        )
+    named = sorted(set(weight_map.values()))
     if missing := [name for name in named if not (index.parent / name).is_file()]:
         raise UserError(
             f"{index.parent} lacks {', '.join(missing)}, named in {index.name}: copy or download "

@@ -87,8 +87,13 @@ class StreamConfig:
 
     @property
     def row_images(self) -> int:
-        """Images per row."""
-        return self.documents_per_row * self.num_images
+        """Places for images per row."""
+        return (self.pack and self.pack.images) or self.documents_per_row * self.num_images
+
+    @property
+    def row_parts(self) -> int:
+        """Parts of a row that no document reaches across."""
+        return self.pack.parts if self.pack else 1
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,8 @@ def few_shot(folder: Path, config: FewShotConfig, out: Path) -> dict[str, float 
             "config.tasks is empty, so there is nothing to evaluate: name some of "
             f"{', '.join(TASKS)}, as in --config.tasks=\"{{'coco': {{}}}}\""
         )
-    return evaluate(open_model(folder, config), config, out, neighbours_of(config))
+    neighbours = neighbours_of(config)  # first: a wrong path is told before the model is loaded
+    return evaluate(open_model(folder, config), config, out, neighbours)
 
 
 def neighbours_of(config: FewShotConfig) -> Neighbours | None:

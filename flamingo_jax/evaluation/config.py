@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from flamingo_jax.errors import UserError
 from flamingo_jax.evaluation.metrics.vqa import Mode
 from flamingo_jax.evaluation.prompts import ContextImages
 from flamingo_jax.evaluation.tasks import TASKS
@@ -60,7 +61,10 @@ class FewShotConfig:
 
     def __post_init__(self) -> None:
         for name, options in self.tasks.items():
-            make_task(name, options)
+            try:
+                make_task(name, options)
+            except UserError as error:  # what builds this config says where it stands
+                raise ValueError(str(error)) from None
         for key in ("shots", "seeds"):
             if min(getattr(self, key), default=-1) < 0:
                 raise ValueError(
@@ -68,8 +72,9 @@ class FewShotConfig:
                 )
         if self.num_samples < 0:
             raise ValueError(f"num_samples is {self.num_samples}, expected at least 0 (0: all)")
-        if min(self.batch_size, self.ensemble, self.round_length) < 1:
-            raise ValueError("batch_size, ensemble and round_length are at least 1")
+        for key in ("query_set_size", "ensemble", "batch_size", "round_length"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key} is {getattr(self, key)}, expected at least 1")
         if self.demonstrations == "rices" and not self.rices_model:
             raise ValueError(
                 "demonstrations are 'rices', but rices_model is not given: name the directory of a "
@@ -81,7 +86,7 @@ def make_task(name: str, options: dict[str, Any]) -> Task:
     """ValueError or UserError: no such task, an option it does not have or cannot have."""
     if name not in TASKS:
         raise ValueError(f"tasks has {name!r}, expected some of: {', '.join(TASKS)}")
-    task: Task = build(TASKS[name], options, f"config.tasks.{name}")
+    task: Task = build(TASKS[name], options, f"tasks.{name}")
     if not task.max_new_tokens and type(task).choices is Task.choices:
         raise ValueError(
             f"tasks.{name}.max_new_tokens is 0, but {name} has no choices to classify among: let "

@@ -1,8 +1,10 @@
 """Few-shot evaluation of a model that is being trained."""
 
 import dataclasses
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
@@ -11,7 +13,7 @@ from jax.sharding import NamedSharding
 
 from flamingo_jax.errors import UserError
 from flamingo_jax.evaluation.command import neighbours_of
-from flamingo_jax.evaluation.config import make_task
+from flamingo_jax.evaluation.config import FewShotConfig, make_task
 from flamingo_jax.evaluation.harness import evaluate
 from flamingo_jax.evaluation.inference import model_of_run
 from flamingo_jax.evaluation.plan import read, show
@@ -21,7 +23,22 @@ from flamingo_jax.training.program import naming
 from flamingo_jax.training.setup import Run
 from flamingo_jax.training.sharding import make_mesh, parameter_spec
 
+# A setting as the evaluation's own messages name it; no file such as "config.json".
+SETTING = re.compile(
+    rf"\bconfig\.({'|'.join(field.name for field in dataclasses.fields(FewShotConfig))})\b"
+)
 
+
+@contextmanager
+def in_training() -> Iterator[None]:
+    """Errors inside name the evaluation's settings by their place in a training config."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(SETTING.sub(r"config.few_shot.\1", str(error))) from error
+
+
+@in_training()
 def check_few_shot(run: Run) -> None:
     """What an evaluation while training needs, before anything is trained.
 
@@ -55,6 +72,7 @@ def undo_after(workdir: Path, step: int) -> None:
                 shutil.rmtree(folder)
 
 
+@in_training()
 def few_shot(
     run: Run, params: Params, workdir: Path, step: int, stopping: Callable[[], bool]
 ) -> dict[str, float]:

@@ -112,7 +112,8 @@ def claim(out: Path, manifest: Mapping[str, Any]) -> None:
         differing = sorted(_differing(earlier, manifest))
         if differing:
             raise UserError(
-                f"{out} holds results with other {', '.join(differing)}: choose another --output"
+                f"{out} holds results with other {', '.join(differing)}: give those again, or move "
+                "the directory away"
             )
         tasks = earlier["settings"]["tasks"] | manifest["settings"]["tasks"]
         manifest = {

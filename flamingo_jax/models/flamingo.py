@@ -129,9 +129,14 @@ class Flamingo(nnx.Module):
     def together(
         self,
         batches: Sequence[tuple[Float[Array, "_ _ R M"], Int[Array, "_ _"], Int[Array, "_ _"]]],
+        parts: Sequence[int] | None = None,
     ) -> list[Float[Array, "_ _ D"]]:
         """Decoder outputs of several batches of (latents, tokens, segments), of any shapes: what
         one call per batch gives, with weights gathered and read once for all.
+
+        `parts`: of each batch, how many equal parts a row has that no segment reaches across; what
+        is given does not change what comes out, but the decoder's attention looks at one part at a
+        time. None: 1.
 
         A row may be longer than the decoder's learned positions where each of its segments fits;
         the caller checks that they do (`DecoderConfig.check_length`).
@@ -140,18 +145,26 @@ class Flamingo(nnx.Module):
         image = self.config.image_token
         visible = [visible_image(t, image, s) for t, s in zip(tokens, segments, strict=True)]
 
-        def look(block: GatedCrossAttention, x_ND: Array, texts: Texts) -> Array:
-            return block.together(x_ND, texts, block.keys_values_of(media), visible)
+        rows = Texts.of(tokens)
 
-        return self.decoder.run_layers(
+        def look(block: GatedCrossAttention, x_ND: Array, _: Texts) -> Array:
+            return block.together(x_ND, rows, block.keys_values_of(media), visible)
+
+        def in_parts(xs: Sequence[Array]) -> list[Array]:
+            counts = parts or [1] * len(xs)
+            return [x.reshape(n * len(x), -1) for x, n in zip(xs, counts, strict=True)]
+
+        tokens_in, segments_in = in_parts(tokens), in_parts(segments)
+        made = self.decoder.run_layers(
             [
                 self.decoder.embed_at(t, segment_positions(s))
-                for t, s in zip(tokens, segments, strict=True)
+                for t, s in zip(tokens_in, segments_in, strict=True)
             ],
-            [self.decoder.context(s) for s in segments],
+            [self.decoder.context(s) for s in segments_in],
             between=(self.cross_attention, look),
             remat=self.config.remat,
         )
+        return [x.reshape(*shape, -1) for x, shape in zip(made, rows.shapes, strict=True)]
 
     def weighted_nll(
         self,

@@ -218,8 +218,9 @@ class StreamCounter:
             flows=self.flows_text,
             keys_flow=self.flows_media or self._trains("^cross_attention/(key|value)"),
         )
-        seen = sum(len(block) * block.stop for block in causal_blocks(length))
-        scores = rows * seen * decoder.num_heads * decoder.head_width
+        parts = self.stream.row_parts
+        seen = sum(len(block) * block.stop for block in causal_blocks(length // parts))
+        scores = rows * parts * seen * decoder.num_heads * decoder.head_width
         left_over = decoder.num_layers % cross.interval
         self._attention(
             "lm",

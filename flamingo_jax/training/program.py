@@ -82,6 +82,7 @@ def build_program(config: Config, devices: list[jax.Device] | None = None) -> Pr
         {name: stream.weight for name, stream in config.streams.items()},
         config.accumulation_steps,
         config.optimizer.clip_norm if config.compat == "openflamingo" else None,
+        {name: stream.row_parts for name, stream in config.streams.items()},
     )
     return Program(
         mesh=mesh,
@@ -176,7 +177,9 @@ def _check_rows(config: Config) -> None:
     """Learned positions begin anew with each document of a row, those of images do not."""
     for name, stream in config.streams.items():
         with naming(f"config.streams.{name}.text_length"):
-            config.model.decoder.check_length(min(stream.text_length, stream.row_length))
+            config.model.decoder.check_length(
+                min(stream.text_length, stream.row_length // stream.row_parts)
+            )
         with naming(f"config.streams.{name}.num_images"):
             config.model.resampler.check_media(stream.row_images)
 

@@ -95,10 +95,10 @@ class Progress:
 
 
 def _per_step(config: Config) -> dict[str, int]:
-    """What a step consumes; tokens are places of the rows, padding included."""
+    """What a step consumes; tokens and images are places of the rows, padding included."""
     streams = config.streams.values()
     return {
-        "examples": sum(s.batch_size for s in streams),
+        "examples": sum(s.batch_size * s.documents_per_row for s in streams),
         "tokens": sum(s.batch_size * s.text_length for s in streams),
-        "images": sum(s.batch_size * s.num_images for s in streams),
+        "images": sum(s.batch_size * s.row_images for s in streams),
     }

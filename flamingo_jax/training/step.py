@@ -33,14 +33,23 @@ def init_state(params: Params, optimizer: optax.GradientTransformation) -> Train
 
 
 def stream_losses(
-    graph: ModelGraph, params: Params, frozen: Params, batch: Batch, totals: Mapping[str, Array]
+    graph: ModelGraph,
+    params: Params,
+    frozen: Params,
+    batch: Batch,
+    totals: Mapping[str, Array],
+    row_parts: Mapping[str, int] | None = None,
 ) -> dict[str, Float[Array, ""]]:
-    """Loss of each stream: Σ weight·nll of its tokens over `totals`, the Σ weight it is part of."""
+    """Loss of each stream: Σ weight·nll of its tokens over `totals`, the Σ weight it is part of.
+
+    `row_parts`: of each stream, see `Flamingo.together`; none: 1.
+    """
     model = graph.merge(params, frozen)
     seen = see(model, batch)
     latents = model.latents([stream["patches"] for stream in seen.values()])
     texts = model.together(
-        [(x, s["tokens"], s["segments"]) for x, s in zip(latents, seen.values(), strict=True)]
+        [(x, s["tokens"], s["segments"]) for x, s in zip(latents, seen.values(), strict=True)],
+        [(row_parts or {}).get(name, 1) for name in seen],
     )
     return {
         name: model.weighted_nll(x_BLD, batch[name]["tokens"], batch[name]["weights"])
@@ -66,6 +75,7 @@ def make_train_step(
     stream_weights: Mapping[str, float],
     accumulation_steps: int = 1,
     micro_clip_norm: float | None = None,
+    row_parts: Mapping[str, int] | None = None,
 ) -> Callable[[TrainState, Params, Batch], tuple[TrainState, Metrics]]:
     """The update of `state` by one batch; jit it with `state` donated.
 
@@ -76,10 +86,12 @@ def make_train_step(
 
     `micro_clip_norm` accumulates as OpenFlamingo does instead: the mean of the micro-batches' own
     means, its gradient clipped to this norm after every micro-batch; 0: not clipped.
+
+    `row_parts`: see `stream_losses`.
     """
 
     def loss_fn(params, frozen, batch, totals):
-        losses = stream_losses(graph, params, frozen, batch, totals)
+        losses = stream_losses(graph, params, frozen, batch, totals, row_parts)
         return sum(stream_weights[name] * loss for name, loss in losses.items()), losses
 
     def gradients(params, frozen, batch, totals):

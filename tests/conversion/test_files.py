@@ -79,6 +79,15 @@ def test_sharded_safetensors_and_torch_files_are_the_same_model(run, lm, tmp_pat
     refused(run, r"lacks model-b\.safetensors", lm=lm)
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+@pytest.mark.parametrize("content", ["{}", '{"weight_map": "model"}'])
+def test_an_index_that_names_no_files(tmp_path, name, content):
+    index = tmp_path / f"{name}.index.json"
+    index.write_text(content)
+    with pytest.raises(UserError, match=f"{index} has no weight_map, expected"):
+        read_directory(tmp_path)
+
+
 def _save_safetensors(tensors, path):
     arrays = {n: t.numpy() for n, t in tensors.items()}
     entries = {n: Entry(a.shape, a.dtype, lambda a=a: [a]) for n, a in arrays.items()}

@@ -236,6 +236,17 @@ def test_without_torch_the_extra_is_named(imported, backbones, tmp_path, monkeyp
     assert not out.exists()
 
 
+def test_verify_misses_torch_before_it_reads_weights(imported, monkeypatch):
+    def read(*_):
+        pytest.fail("weights were read")
+
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.setattr("flamingo_jax.convert.read_source", read)
+    monkeypatch.setattr("flamingo_jax.model_directory.load", read)
+    with pytest.raises(UserError, match="needs torch"):
+        convert("verify", "--dir", imported)
+
+
 def test_the_committed_part_is_of_the_whole_case(mpt):
     committed = {
         n: t

@@ -51,22 +51,68 @@ def test_documents_stand_one_after_the_other(maker, rng):
     assert not row["images"][4:].any()
 
 
-@given(st.integers(1, 60), st.integers(1, 8))
-def test_rows_of_any_length_are_consistent(length, count):
+@given(st.integers(1, 60), st.integers(1, 8), st.none() | st.integers(1, 8), st.integers(1, 3))
+def test_rows_of_any_shape_are_consistent(length, count, places, parts):
     tokens = load_tokenizer("digits", 40)
     maker = ExampleMaker(tokens, 12, 2, 8)
+    count, length = count * parts, length * parts
     examples = [maker(document) for document in documents(np.random.default_rng(0), count)]
-    row = pack(examples, Packing(documents=count, text_length=length), tokens.image)
+    packing = Packing(documents=count, text_length=length, images=places, parts=parts)
+    row = pack(examples, packing, tokens.image)
+    assert len(row["images"]) == (places or 2 * count)
+    owners = [set(part) - {0} for part in np.split(row["segments"], parts)]
+    assert sum(map(len, owners)) == len(set.union(*owners)), "a document is in two parts"
     padding = row["segments"] == 0
     assert not row["tokens"][padding].any()
     assert not row["weights"][padding].any()
     assert row["weights"].sum() <= sum(e["weights"][1:].sum() for e in examples)
     used = (row["tokens"] == tokens.image).sum()
+    assert used <= len(row["images"])
     assert row["images"][:used].any(axis=(1, 2, 3, 4)).all()
     assert not row["images"][used:].any()
 
 
-def test_the_summed_loss_is_that_of_the_unpacked_batch(small, rng):
+def test_a_document_is_cut_before_the_image_that_is_one_too_many(maker, rng):
+    examples = [maker(document) for document in documents(rng, 6)]  # 1, 1, 2, 1, 1, 2 images
+    image = maker.tokens.image
+    row = pack(examples, Packing(documents=6, text_length=72, images=3), image)
+    whole = pack(examples, Packing(documents=6, text_length=72), image)
+    assert whole["segments"].max() == 6
+    np.testing.assert_array_equal(row["images"], whole["images"][:3])
+    fourth = np.flatnonzero(whole["tokens"] == image)[3]
+    for name in ("tokens", "segments", "weights"):
+        np.testing.assert_array_equal(row[name][:fourth], whole[name][:fourth], err_msg=name)
+        assert not row[name][fourth:].any(), name
+
+
+def test_parts_begin_where_rows_of_their_own_would(maker, rng):
+    examples = [maker(document) for document in documents(rng, 6)]
+    image = maker.tokens.image
+    row = pack(examples, Packing(documents=6, text_length=60, images=9, parts=3), image)
+    own = Packing(documents=2, text_length=20)
+    alone = [pack(examples[i : i + 2], own, image) for i in (0, 2, 4)]
+    for name in ("tokens", "weights"):
+        np.testing.assert_array_equal(row[name], np.concatenate([a[name] for a in alone]))
+    numbers = [np.where(a["segments"], a["segments"] + 2 * i, 0) for i, a in enumerate(alone)]
+    np.testing.assert_array_equal(row["segments"], np.concatenate(numbers))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"images": 0}, "images is 0, it must be at least 1"),
+        ({"parts": 0}, "parts is 0, it must be at least 1"),
+        ({"parts": 4}, "documents is 6, which parts 4 does not divide"),
+        ({"parts": 3, "text_length": 70}, "text_length is 70, which parts 3 does not divide"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        Packing(**{"documents": 6, "text_length": 72, **values})
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_the_summed_loss_is_that_of_the_unpacked_batch(small, rng, parts):
     """Also where text stands before the first image, and with weights of any size."""
     _, _, model = small
     examples = []
@@ -82,16 +128,17 @@ def test_the_summed_loss_is_that_of_the_unpacked_batch(small, rng):
         examples.append(
             {"images": images, "tokens": tokens, "segments": segments, "weights": weights}
         )
-    packing = Packing(documents=3, text_length=30)
+    packing = Packing(documents=3, text_length=30, images=6, parts=parts)
     rows = [pack(examples[i : i + 3], packing, IMAGE) for i in range(0, 9, 3)]
 
-    def summed(examples):
+    def summed(examples, parts):
         batch = {name: jnp.stack([e[name] for e in examples]) for name in examples[0]}
-        logits = model(batch["images"], batch["tokens"], batch["segments"])
-        return weighted_nll(logits, batch["tokens"], batch["weights"])
+        inputs = model.encode_images(batch["images"]), batch["tokens"], batch["segments"]
+        (text,) = model.together([inputs], [parts])
+        return weighted_nll(model.decoder.logits(text), batch["tokens"], batch["weights"])
 
     with jax.default_matmul_precision("highest"):
-        np.testing.assert_allclose(summed(rows), summed(examples), rtol=2e-6)
+        np.testing.assert_allclose(summed(rows, parts), summed(examples, 1), rtol=2e-6)
 
 
 def test_a_packed_stream_has_the_documents_of_the_unpacked_one():

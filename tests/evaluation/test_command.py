@@ -1,5 +1,6 @@
 """The command: on several processes, with its mistakes, and during training."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -14,10 +15,12 @@ from absl import flags
 from flamingo_jax import evaluate as command
 from flamingo_jax.config import Config
 from flamingo_jax.errors import UserError
+from flamingo_jax.evaluation import in_training
 from flamingo_jax.evaluation.command import few_shot
 from flamingo_jax.schema import build
 from flamingo_jax.train import train
 from flamingo_jax.training.metrics import read_metrics
+from flamingo_jax.training.setup import set_up
 from tests import tiny
 from tests.evaluation.conftest import answers, lines, write_config
 
@@ -71,7 +74,8 @@ def test_mistakes_are_told_in_one_line(run, model_folder, tmp_path):
         run("--config.tasks.coco.max_new_tokens=0", tasks=("coco",))
     with pytest.raises(UserError, match=r"config\.mesh: mesh data=3 .* does not fit 8 devices"):
         run("--config.mesh.data=3")
-    with pytest.raises(UserError, match=r"dev\.jsonl does not exist: put the data set there"):
+    place = r"--config\.data_root and --config\.tasks\.NAME\.folder"
+    with pytest.raises(UserError, match=rf"dev\.jsonl does not exist: put .* with {place}"):
         run("--config.data_root=nowhere")
     with pytest.raises(UserError, match="rices_model is not given"):
         run("--config.demonstrations=rices")
@@ -80,7 +84,7 @@ def test_mistakes_are_told_in_one_line(run, model_folder, tmp_path):
         command.main(["evaluate", f"--model={model_folder}"])
 
 
-def test_an_evaluation_of_nothing_is_refused_before_the_model(run, monkeypatch):
+def test_what_is_wrong_is_told_before_the_model_is_opened(run, monkeypatch):
     def opened(*_):
         pytest.fail("a model was opened")
 
@@ -91,6 +95,11 @@ def test_an_evaluation_of_nothing_is_refused_before_the_model(run, monkeypatch):
         run("--config.seeds=()")
     with pytest.raises(UserError, match="config: num_samples is -1, expected at least 0"):
         run("--config.num_samples=-1")
+    for size in (-1, 0):
+        with pytest.raises(UserError, match=f"config: query_set_size is {size}, expected at least"):
+            run("--config.sampling=openflamingo", f"--config.query_set_size={size}")
+    with pytest.raises(UserError, match="nowhere does not exist: give the directory of a CLIP"):
+        run("--config.demonstrations=rices", "--config.rices_model=nowhere")
     with pytest.raises(UserError, match=r"config\.tasks is empty.*name some of coco"):
         run(tasks=())
 
@@ -169,10 +178,30 @@ def test_an_evaluation_that_fails_costs_no_step_and_is_made_up_for(
     assert (tmp_path / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
 
 
+def test_settings_that_changed_within_an_evaluation_are_named(evaluated):
+    config, workdir = evaluated
+    settings = dataclasses.replace(config.few_shot, num_samples=11)
+    run = set_up(dataclasses.replace(config, few_shot=settings), jax.devices()[:1])
+    match = r"few_shot/4 holds results with other config\.few_shot\.num_samples: give those again"
+    with pytest.raises(UserError, match=match):
+        in_training.few_shot(run, {}, workdir, 4, lambda: False)
+
+
 BAD_SETTINGS = {
     "nothing to evaluate": ({"tasks": {}}, "config.evaluate_every is 2, but config.few_shot.tasks"),
-    "data that is not there": ({"tasks": {"coco": {}}}, "nowhere/coco"),
-    "too many shots": ({"tasks": {"digits": {}}, "shots": (5000,)}, "5000"),
+    "data that is not there": (
+        {"tasks": {"coco": {}}},
+        r"nowhere/coco/.* with --config\.few_shot\.data_root and "
+        r"--config\.few_shot\.tasks\.NAME\.folder",
+    ),
+    "too many shots": (
+        {"tasks": {"digits": {}}, "shots": (5000,)},
+        r"5000 demonstrations .* lower config\.few_shot\.shots",
+    ),
+    "an option that does not exist": (
+        {"tasks": {"digits": {"splitt": "validation"}}},
+        r"config\.few_shot: unknown config key 'tasks\.digits\.splitt'; did you mean 'split'",
+    ),
     "no CLIP": (
         {"tasks": {"digits": {}}, "demonstrations": "rices", "rices_model": "nowhere"},
         "nowhere does not exist",

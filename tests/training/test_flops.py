@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks.train_step_sides import run_config
+from benchmarks.train_step_rows import run_config
 from flamingo_jax.config import Config
+from flamingo_jax.data.packing import Packing
 from flamingo_jax.models.params import flamingo_graph, select
 from flamingo_jax.planning.account import abstract_arguments
 from flamingo_jax.planning.hlo import HloProgram
@@ -88,7 +89,7 @@ def test_the_compiled_step_computes_the_least_that_its_policy_allows(remat):
 @pytest.mark.slow
 @pytest.mark.parametrize("remat", ["elementwise", "dots"])
 def test_so_does_the_step_that_is_measured_beside_pytorch(remat):
-    config = run_config("small", 0, 1, remat)
+    config = run_config("small", 0, 1, remat, "full")
     flops = step_flops(config)
     assert flops.total + flops.recomputed == pytest.approx(compiled_flops(config), rel=0.02)
 
@@ -100,6 +101,18 @@ def test_other_decoders_are_counted_too(decoder):
     config = config_of("full", **decoder)
     flops = step_flops(config)
     assert flops.total + flops.recomputed == pytest.approx(traced_flops(config), rel=0.02)
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_packed_rows_are_counted_too(parts):
+    """Shared places for images cost what they are, attention what a part of a row is."""
+    config = config_of("full")
+    stream = config.streams["interleaved"]
+    packing = Packing(documents=8, text_length=256, images=12, parts=parts)
+    streams = {"interleaved": dataclasses.replace(stream, batch_size=2, pack=packing)}
+    config = dataclasses.replace(config, streams=streams)
+    flops = step_flops(config)
+    assert flops.total + flops.recomputed == pytest.approx(compiled_flops(config), rel=0.02)
 
 
 def test_frozen_parts_have_no_weight_gradient():

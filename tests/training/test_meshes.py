@@ -10,6 +10,7 @@ import pytest
 
 from flamingo_jax import train as training
 from flamingo_jax.config import Config
+from flamingo_jax.data.packing import Packing
 from flamingo_jax.schema import build
 from flamingo_jax.training.checkpoint import Checkpointer
 from flamingo_jax.training.metrics import read_metrics
@@ -86,6 +87,18 @@ def test_the_wide_model_is_really_split():
 @pytest.mark.parametrize("mesh", list(MESHES)[1:])
 def test_every_mesh_gives_the_losses_of_one_device(runs, mesh):
     assert_same_losses(runs.run("1 device"), runs.run(mesh))
+
+
+@pytest.mark.slow
+def test_documents_that_share_places_train_alike_on_every_mesh(runs, tmp_path):
+    stream = CONFIG.streams["interleaved"]
+    packing = Packing(documents=4, text_length=4 * stream.text_length, images=14, parts=4)
+    for mesh in ("1 device", HYBRID):
+        config, devices = config_and_devices(mesh, runs.model)
+        streams = {"interleaved": dataclasses.replace(stream, pack=packing)}
+        config = dataclasses.replace(config, streams=streams, num_steps=3, accumulation_steps=1)
+        training.train(config, tmp_path / mesh, devices)
+    assert_same_losses(tmp_path / "1 device", tmp_path / HYBRID, range(1, 4))
 
 
 def saved_state(workdir: Path, mesh: str) -> dict[str, bytes]:
