@@ -18,8 +18,8 @@ def get_config() -> ConfigDict:
     config.model.resampler.update(num_heads=4)
     config.model.cross_attention.update(num_heads=4, head_dim=16)
     del config.streams.pairs
-    config.num_steps = 40
-    config.checkpoint_every = 10
+    config.num_steps = 20
+    config.checkpoint_every = 5
     config.keep_checkpoints = 4
     return config
 

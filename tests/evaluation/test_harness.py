@@ -19,6 +19,7 @@ from flamingo_jax.evaluation.command import neighbours_of
 from flamingo_jax.evaluation.harness import evaluate
 from flamingo_jax.evaluation.scores import rescore
 from flamingo_jax.evaluation.tasks import TASKS
+from tests import WITHOUT_TORCH
 from tests.evaluation.conftest import answers, lines, write_config
 
 ROOT = Path(__file__).parents[2]
@@ -77,7 +78,7 @@ def test_the_number_of_processes_changes_nothing(
             [sys.executable, *launch, sys.executable, *evaluation,
              f"--model={model_folder}", f"--output={out}"],
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env={**os.environ, "PYTHONPATH": WITHOUT_TORCH},
             capture_output=True,
             text=True,
             check=False,

@@ -19,7 +19,7 @@ from tests import WITHOUT_TORCH
 from tests.training.test_train import CONFIG, final_params
 
 ROOT = Path(__file__).parents[2]
-STEPS = 150
+STEPS = 100
 
 
 @pytest.fixture(scope="module")
