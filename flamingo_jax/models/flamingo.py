@@ -144,7 +144,6 @@ class Flamingo(nnx.Module):
         media, tokens, segments = zip(*batches, strict=True)
         image = self.config.image_token
         visible = [visible_image(t, image, s) for t, s in zip(tokens, segments, strict=True)]
-
         rows = Texts.of(tokens)
 
         def look(block: GatedCrossAttention, x_ND: Array, _: Texts) -> Array:
