@@ -95,6 +95,11 @@ class StreamConfig:
         """Parts of a row that no document reaches across."""
         return self.pack.parts if self.pack else 1
 
+    @property
+    def part_length(self) -> int:
+        """Tokens per part of a row."""
+        return self.row_length // self.row_parts
+
 
 @dataclass(frozen=True)
 class Records:

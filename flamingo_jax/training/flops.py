@@ -218,9 +218,8 @@ class StreamCounter:
             flows=self.flows_text,
             keys_flow=self.flows_media or self._trains("^cross_attention/(key|value)"),
         )
-        parts = self.stream.row_parts
-        seen = sum(len(block) * block.stop for block in causal_blocks(length // parts))
-        scores = rows * parts * seen * decoder.num_heads * decoder.head_width
+        seen = sum(len(block) * block.stop for block in causal_blocks(self.stream.part_length))
+        scores = rows * self.stream.row_parts * seen * decoder.num_heads * decoder.head_width
         left_over = decoder.num_layers % cross.interval
         self._attention(
             "lm",

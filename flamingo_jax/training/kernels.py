@@ -41,7 +41,7 @@ def attention_calls(config: Config) -> Iterator[tuple[str, Call, AttentionChoice
         yield "vision", call, vision.attention
         keys = FRAMES * vision.num_patches + latents
         yield "resampler", Call(model.dtype, resampler.head_dim, latents, keys), resampler.attention
-    for length in sorted({stream.row_length // stream.row_parts for stream in streams}):
+    for length in sorted({stream.part_length for stream in streams}):
         call = Call(model.dtype, decoder.head_width, length, length, masked=True, causal=True)
         yield f"text of {length}", call, decoder.attention
 

@@ -177,9 +177,7 @@ def _check_rows(config: Config) -> None:
     """Learned positions begin anew with each document of a row, those of images do not."""
     for name, stream in config.streams.items():
         with naming(f"config.streams.{name}.text_length"):
-            config.model.decoder.check_length(
-                min(stream.text_length, stream.row_length // stream.row_parts)
-            )
+            config.model.decoder.check_length(min(stream.text_length, stream.part_length))
         with naming(f"config.streams.{name}.num_images"):
             config.model.resampler.check_media(stream.row_images)
 

@@ -56,8 +56,9 @@ def test_a_run_leaves_metrics_checkpoints_and_tensorboard(trained):
     assert list((trained / "tensorboard").glob("events.*"))
 
 
-def test_eight_devices_give_the_losses_of_one(trained, tmp_path):
-    sharded = dataclasses.replace(CONFIG, mesh=MeshConfig(fsdp=4))
+@pytest.mark.parametrize("mesh", [{}, {"fsdp": 4}], ids=["data 8", "data 2 × fsdp 4"])
+def test_eight_devices_give_the_losses_of_one(trained, tmp_path, mesh):
+    sharded = dataclasses.replace(CONFIG, mesh=MeshConfig(**mesh))
     train(sharded, tmp_path)
     for one, eight in zip(read_metrics(trained), read_metrics(tmp_path), strict=True):
         for name, value in one.items():
