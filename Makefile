@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 DEMO ?= runs/digits
-# A step on a CPU finds the memory of the last one; see docs/performance.md.
+# glibc keeps what a step on a CPU frees, for the next one; see docs/performance.md.
 KEEP_MEMORY := MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1000000000000
 
 .PHONY: demo install test test-sizes lint format clean browser compile-only
