@@ -76,25 +76,23 @@ def checkpoint_facts(size: str) -> dict[str, Any]:
 
 def checkpoint_shapes(facts: dict[str, Any]) -> Shapes:
     """Every tensor of the original's `state_dict()`."""
-    from flamingo_jax.conversion import clip_config
-    from flamingo_jax.conversion.families import family_of
-    from flamingo_jax.conversion.openflamingo import all_rows
-    from flamingo_jax.conversion.weights import make_plan, torch_shapes
-    from flamingo_jax.models.cross_attention import CrossAttentionConfig
-    from flamingo_jax.models.flamingo import FlamingoConfig
-    from flamingo_jax.models.params import flamingo_graph
+    from flamingo_jax.convert import clip_config
+    from flamingo_jax.convert.families import family_of
+    from flamingo_jax.convert.openflamingo import all_rows
+    from flamingo_jax.models.fusion.cross_attention import CrossAttentionConfig
+    from flamingo_jax.models.params import model_graph
+    from flamingo_jax.models.vlm import ModelConfig
+    from flamingo_jax.weights.views import make_plan, torch_shapes
 
     family = family_of(facts["lm_config"])
     base = family.decoder(facts["lm_config"])
     rows = {"vocab_size": VOCABULARY - NEW_TOKENS, "num_new_tokens": 2, "num_pad_tokens": 1}
-    config = FlamingoConfig(
+    config = ModelConfig(
         vision=clip_config.openclip_config(facts["clip_config"]),
         decoder=type(base)(**{**vars(base), **rows}),
         cross_attention=CrossAttentionConfig(interval=INTERVAL),
     )
-    return torch_shapes(
-        make_plan(flamingo_graph(config).shapes(), config, all_rows(family, config))
-    )
+    return torch_shapes(make_plan(model_graph(config).shapes(), config, all_rows(family, config)))
 
 
 def write_checkpoint(path: Path, shapes: Shapes) -> None:
@@ -111,7 +109,7 @@ def write_checkpoint(path: Path, shapes: Shapes) -> None:
 def our_import(folder: Path, dtype: str) -> Phase:
     import torch  # noqa: F401  (its own memory is not the import's)
 
-    from flamingo_jax.convert import main
+    from flamingo_jax.convert.__main__ import main
 
     flags = [f"--state-dict={folder / 'checkpoint.pt'}", f"--config={folder / 'config.json'}"]
     flags += [f"--dtype={dtype}", f"--out={folder / 'model'}"]
@@ -126,8 +124,8 @@ def our_load(folder: Path, device: str) -> Phase:
         os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={DEVICES}"
     import jax
 
-    from flamingo_jax.model_directory import load
-    from flamingo_jax.training.sharding import MeshConfig, make_mesh
+    from flamingo_jax.generate.loading import load
+    from flamingo_jax.parallel.mesh import MeshConfig, make_mesh
 
     mesh = make_mesh(MeshConfig(data=1, fsdp=-1))
     start = time.perf_counter()
@@ -166,7 +164,7 @@ def torch_load(folder: Path, device: str, dtype: str, shapes: Shapes) -> Phase:
 
 
 def largest_parameter(folder: Path) -> int:
-    from flamingo_jax.model_directory import open_directory
+    from flamingo_jax.weights.model_directory import open_directory
 
     return max(leaf.views[0].nbytes for leaf in open_directory(folder).leaves.values())
 

@@ -20,8 +20,8 @@ import numpy as np
 
 from benchmarks import report, scoring_peer
 from benchmarks.measuring import add_rate, check_agree
-from flamingo_jax.evaluation.metrics.cider import cider, cider_of_tokens, tokenize
-from flamingo_jax.evaluation.metrics.vqa import vqa_accuracy
+from flamingo_jax.evaluate.metrics.cider import cider, cider_of_tokens, tokenize
+from flamingo_jax.evaluate.metrics.vqa import vqa_accuracy
 
 SIZES = {"coco": (5000, 397), "small": (500, 100), "tiny": (20, 8)}  # captions, scans
 REFERENCES, HUMANS = 5, 10
@@ -136,18 +136,18 @@ def run_harness(table: report.Report, scans: int) -> None:
     import jax
 
     from configs import digits
-    from flamingo_jax.config import Config
     from flamingo_jax.data.tokenizer import load_tokenizer
-    from flamingo_jax.evaluation.config import FewShotConfig
-    from flamingo_jax.evaluation.harness import evaluate
-    from flamingo_jax.evaluation.inference import model_of_run
-    from flamingo_jax.models.params import flamingo_graph, init_params
+    from flamingo_jax.evaluate.config import FewShotConfig
+    from flamingo_jax.evaluate.harness import evaluate
+    from flamingo_jax.evaluate.inference import model_of_run
+    from flamingo_jax.models.params import init_params, model_graph
     from flamingo_jax.schema import build
+    from flamingo_jax.train.config import Config
 
     config = build(Config, digits.get_config().to_dict())
     params = jax.jit(lambda: init_params(config.model, jax.random.key(0)))()
     tokens = load_tokenizer(config.tokenizer, config.model.decoder.vocab_size)
-    model = model_of_run(flamingo_graph(config.model), params, tokens, None)
+    model = model_of_run(model_graph(config.model), params, tokens, None)
     for name, options in (("likelihood", {}), ("generation", {"max_new_tokens": NEW_TOKENS})):
         asked = FewShotConfig(tasks={"digits": options}, shots=(SHOTS,), num_samples=scans)
 

@@ -23,10 +23,10 @@ from benchmarks import report
 from benchmarks.measuring import Run, add_rate, check_agree
 from benchmarks.models import SIZES, model_config
 from flamingo_jax.errors import UserError
-from flamingo_jax.models import decoding, scoring
-from flamingo_jax.models.flamingo import FlamingoConfig
-from flamingo_jax.models.generate import GenerationConfig, generate
-from flamingo_jax.models.params import cast, flamingo_graph, init_params
+from flamingo_jax.generate.engine import decoding, scoring
+from flamingo_jax.generate.engine.generate import GenerationConfig, generate
+from flamingo_jax.models.params import cast, init_params, model_graph
+from flamingo_jax.models.vlm import ModelConfig
 
 CLASSIFICATIONS = ("classification", "classification_cached")
 TASKS = ("greedy", "beam3", *CLASSIFICATIONS)
@@ -65,9 +65,7 @@ def programs() -> int:
     return sum(f._cache_size() for f in jitted)
 
 
-def draw_inputs(
-    config: FlamingoConfig, work: Work
-) -> tuple[np.ndarray, np.ndarray, list[list[int]]]:
+def draw_inputs(config: ModelConfig, work: Work) -> tuple[np.ndarray, np.ndarray, list[list[int]]]:
     """Normalised images (B, T, 1, H, W, 3), tokens (B, L), class names of one to four tokens."""
     rng = np.random.default_rng(0)
     size, vocabulary = config.vision.image_size, config.decoder.vocab_size
@@ -79,9 +77,9 @@ def draw_inputs(
     return images, tokens, names
 
 
-def tasks(config: FlamingoConfig, work: Work, device: str | None) -> dict[str, Both]:
+def tasks(config: ModelConfig, work: Work, device: str | None) -> dict[str, Both]:
     """What is timed: ours, and the original's on PyTorch's `device`."""
-    graph = flamingo_graph(config)
+    graph = model_graph(config)
     params = jax.jit(lambda: cast(init_params(config, jax.random.key(0)), config.dtype))()
     images, tokens, names = draw_inputs(config, work)
 
@@ -104,7 +102,7 @@ def tasks(config: FlamingoConfig, work: Work, device: str | None) -> dict[str, B
 
 
 def peers(
-    config: FlamingoConfig,
+    config: ModelConfig,
     params: Any,
     device: str,
     work: Work,

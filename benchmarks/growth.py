@@ -20,14 +20,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from flamingo_jax import cli
-from flamingo_jax.config import Config
-from flamingo_jax.evaluation.results import write_json
-from flamingo_jax.planning.account import abstract_arguments, device_bytes
-from flamingo_jax.planning.targets import GIB, open_target, prepare_backends
+from flamingo_jax.evaluate.results import write_json
+from flamingo_jax.parallel.mesh import MeshConfig
+from flamingo_jax.plan.account import abstract_arguments, device_bytes
+from flamingo_jax.plan.targets import open_target, prepare_backends
+from flamingo_jax.runtime.chips import GIB
 from flamingo_jax.schema import build
-from flamingo_jax.training.floor import OPTIMIZER, step_floor
-from flamingo_jax.training.program import build_program
-from flamingo_jax.training.sharding import MeshConfig
+from flamingo_jax.train.config import Config
+from flamingo_jax.train.program import build_program
+from flamingo_jax.train.roofline import OPTIMIZER, step_floor
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 DEVICES, ROWS = 8, 8

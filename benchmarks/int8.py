@@ -16,10 +16,10 @@ import numpy as np
 from benchmarks import report
 from benchmarks.generate import Work, draw_inputs, work_of
 from benchmarks.models import SIZES, model_config
-from flamingo_jax import model_directory
-from flamingo_jax.models.generate import GenerationConfig, generate
-from flamingo_jax.models.params import ModelGraph, Params, cast, flamingo_graph, init_params
-from flamingo_jax.models.quantization import is_quantized, quantize
+from flamingo_jax.generate.engine.generate import GenerationConfig, generate
+from flamingo_jax.models.params import ModelGraph, Params, cast, init_params, model_graph
+from flamingo_jax.ops.int8 import is_quantized, quantize
+from flamingo_jax.weights import model_directory
 
 TEXT = 32
 
@@ -63,7 +63,7 @@ def main(argv: Sequence[str]) -> None:
         graph, whole = loaded.graph, loaded.params
     else:
         config = model_config(args.size)
-        graph = flamingo_graph(config)
+        graph = model_graph(config)
         whole = jax.jit(lambda: cast(init_params(config, jax.random.key(0)), config.dtype))()
     small = {path: quantize(path, x) if is_quantized(path) else x for path, x in whole.items()}
     table = report.Report("int8", args)

@@ -1,10 +1,10 @@
 """Models to measure, with random weights: those of the reference figures, and released shapes."""
 
-from flamingo_jax.models.cross_attention import CrossAttentionConfig
+from flamingo_jax.models.connectors.perceiver import ResamplerConfig
 from flamingo_jax.models.decoder import DecoderConfig
-from flamingo_jax.models.flamingo import FlamingoConfig
-from flamingo_jax.models.resampler import ResamplerConfig
-from flamingo_jax.models.vision import VisionConfig
+from flamingo_jax.models.fusion.cross_attention import CrossAttentionConfig
+from flamingo_jax.models.vision.clip import VisionConfig
+from flamingo_jax.models.vlm import ModelConfig
 
 # Of the decoder: width, layers, heads, vocabulary, interval of cross-attention.
 SIZES = {
@@ -16,7 +16,7 @@ SIZES = {
 CLIP = VisionConfig(width=1024, num_layers=24, num_heads=16, activation="quick_gelu")
 
 
-def model_config(size: str, layers: int = 0) -> FlamingoConfig:
+def model_config(size: str, layers: int = 0) -> ModelConfig:
     """An MPT between whose layers the cross-attention stands, with open gates.
 
     "small" has the shapes for which the original's figures are known; "3b" and "9b" those of
@@ -31,7 +31,7 @@ def model_config(size: str, layers: int = 0) -> FlamingoConfig:
     vision = VisionConfig(
         width=width // 2, num_layers=3 * own_layers // 4, num_heads=4, image_size=112, patch_size=14
     )
-    return FlamingoConfig(
+    return ModelConfig(
         vision=CLIP if released else vision,
         decoder=DecoderConfig(
             width=width,

@@ -39,7 +39,7 @@ import jax
 
 from flamingo_jax import cli
 from flamingo_jax.errors import UserError
-from flamingo_jax.evaluation.results import write_json
+from flamingo_jax.evaluate.results import write_json
 
 PLATFORMS = {"cpu": "cpu", "gpu": "cuda,cpu", "tpu": "tpu,cpu"}
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "torch", "transformers")

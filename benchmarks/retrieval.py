@@ -17,7 +17,7 @@ from numpy.lib.format import open_memmap
 
 from benchmarks import report
 from benchmarks.measuring import Peak, in_own_process
-from flamingo_jax.evaluation.retrieval import top_k
+from flamingo_jax.similarity.retrieval import top_k
 
 # Rows, queries, queries of the plain search. Large: some ten minutes.
 SIZES = {

@@ -13,22 +13,22 @@ import numpy as np
 import torch
 import transformers
 
-from flamingo_jax.conversion import torch_original as original
-from flamingo_jax.conversion.families import family_of
-from flamingo_jax.conversion.openflamingo import all_rows
-from flamingo_jax.conversion.openflamingo_names import unwrap
-from flamingo_jax.conversion.weights import export, make_plan
-from flamingo_jax.models.flamingo import FlamingoConfig
+from flamingo_jax.convert import torch_original as original
+from flamingo_jax.convert.families import family_of
+from flamingo_jax.convert.openflamingo import all_rows
+from flamingo_jax.convert.openflamingo_names import unwrap
+from flamingo_jax.models.vlm import ModelConfig
+from flamingo_jax.weights.views import export, make_plan
 
 
-def original_tensors(config: FlamingoConfig, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def original_tensors(config: ModelConfig, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Weights by our paths → float32 by the original's names."""
     family = family_of(_mpt_config(config).to_dict())
     plan = make_plan(params, config, all_rows(family, config))
     return {name: make() for name, make in export(plan, params, np.float32).items()}
 
 
-def _mpt_config(config: FlamingoConfig) -> transformers.MptConfig:
+def _mpt_config(config: ModelConfig) -> transformers.MptConfig:
     decoder = config.decoder
     return transformers.MptConfig(
         d_model=decoder.width,
@@ -51,7 +51,7 @@ class TorchFlamingo:
 
     def __init__(
         self,
-        config: FlamingoConfig,
+        config: ModelConfig,
         arrays: Mapping[str, np.ndarray],
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,

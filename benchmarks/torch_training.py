@@ -12,10 +12,10 @@ import torch
 from torch.nn import functional
 
 from benchmarks.torch_flamingo import TorchFlamingo
-from flamingo_jax.conversion import torch_original as original
-from flamingo_jax.models.flamingo import FlamingoConfig
+from flamingo_jax.convert import torch_original as original
+from flamingo_jax.models.vlm import ModelConfig
 
-Rows = Mapping[str, torch.Tensor]
+NameTable = Mapping[str, torch.Tensor]
 
 
 class TorchTraining:
@@ -26,7 +26,7 @@ class TorchTraining:
       device: where all of it lies.
     """
 
-    def __init__(self, config: FlamingoConfig, arrays: Mapping[str, np.ndarray], device: str):
+    def __init__(self, config: ModelConfig, arrays: Mapping[str, np.ndarray], device: str):
         self.model = TorchFlamingo(config, arrays, device)
         self.autocast = torch.autocast(device, torch.bfloat16, enabled=config.dtype == "bfloat16")
         self.first_new_row = config.decoder.vocab_size
@@ -46,7 +46,7 @@ class TorchTraining:
             lr=1e-4,
         )
 
-    def patches(self, rows: Rows) -> torch.Tensor:
+    def patches(self, rows: NameTable) -> torch.Tensor:
         vision = self.model.config.vision
         with torch.no_grad(), self.autocast:
             return original.openclip_patches(
@@ -56,13 +56,13 @@ class TorchTraining:
                 vision.activation == "quick_gelu",
             )
 
-    def latents(self, patches: torch.Tensor, rows: Rows) -> torch.Tensor:
+    def latents(self, patches: torch.Tensor, rows: NameTable) -> torch.Tensor:
         heads = self.model.config.resampler.num_heads
         with self.autocast:
             latents = original.resample(self.model.weights.below("perceiver"), patches, heads)
         return latents.unflatten(0, (-1, rows["images"].shape[1]))
 
-    def text(self, latents: torch.Tensor, rows: Rows) -> torch.Tensor:
+    def text(self, latents: torch.Tensor, rows: NameTable) -> torch.Tensor:
         """The decoder's output, before its head."""
         self.model.media = latents
         self.model._see(None, (), {"input_ids": rows["tokens"]})
@@ -73,13 +73,13 @@ class TorchTraining:
                 use_cache=False,
             ).last_hidden_state
 
-    def loss(self, text: torch.Tensor, rows: Rows) -> torch.Tensor:
+    def loss(self, text: torch.Tensor, rows: NameTable) -> torch.Tensor:
         with self.autocast:
             logits = self.model.lm.lm_head(text)
         labels = rows["tokens"].masked_fill(rows["weights"] == 0, -100)
         return functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
 
-    def step(self, batch: Mapping[str, Rows], scale: Mapping[str, float]) -> dict[str, float]:
+    def step(self, batch: Mapping[str, NameTable], scale: Mapping[str, float]) -> dict[str, float]:
         """One update; gives `loss/NAME` of each stream, the gradient's norm before clipping, and
         the norm of Adam's first moment of the new rows, to which the tied head adds."""
         results = {}
@@ -103,7 +103,7 @@ class TorchTraining:
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 
-    def parts(self, batch: Mapping[str, Rows]) -> dict[str, Callable[[], None]]:
+    def parts(self, batch: Mapping[str, NameTable]) -> dict[str, Callable[[], None]]:
         """The step's parts, each alone: forward, and backward where there is a gradient."""
         streams = list(batch.values())
         patches = [self.patches(rows) for rows in streams]

@@ -27,9 +27,9 @@ from benchmarks import report
 from benchmarks.models import SIZES
 from benchmarks.train_step_rows import Data, run_config
 from benchmarks.train_step_sides import PARTS, serve
-from flamingo_jax.config import Config
 from flamingo_jax.errors import UserError
-from flamingo_jax.models.memory import RematPolicy
+from flamingo_jax.parallel.fsdp import RematPolicy
+from flamingo_jax.train.config import Config
 
 CORES = 2  # of a CPU, for either side
 AGREE = {"float32": 1e-4, "bfloat16": 3e-2}  # within this share
@@ -119,7 +119,7 @@ def utilization(
     What rematerialisation computes a second time is not counted.
     """
     from benchmarks.ceilings import SIZES, matmul_flops_per_second
-    from flamingo_jax.training.flops import step_flops
+    from flamingo_jax.train.flops import step_flops
 
     flops = step_flops(config).total
     ours, theirs = matmul_flops_per_second(SIZES[size], config.model.dtype, device)

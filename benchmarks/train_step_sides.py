@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmarks.measuring import allow_tf32
 from benchmarks.train_step_rows import Data, make_batch
-from flamingo_jax.config import Config
+from flamingo_jax.train.config import Config
 
 PARTS = ("vision", "resampler", "layers", "head_and_loss", "update")
 Call = Callable[[], Any]
@@ -27,8 +27,8 @@ class Ours:
     def __init__(self, config: Config, data: Data):
         import jax
 
-        from flamingo_jax.training.program import build_program
-        from flamingo_jax.training.sharding import to_device
+        from flamingo_jax.parallel.sharding import to_device
+        from flamingo_jax.train.program import build_program
 
         self.program = build_program(config, jax.devices()[:1])
         self.row_parts = [stream.row_parts for stream in config.streams.values()]
@@ -60,7 +60,7 @@ class Ours:
         import jax.numpy as jnp
         import optax
 
-        from flamingo_jax.training.step import see
+        from flamingo_jax.train.step import encode_images
 
         batch, params, parts = self.batch, self.state.params, self.row_parts
         graph, frozen, optimizer = self.program.graph, self.frozen, self.program.optimizer
@@ -70,7 +70,7 @@ class Ours:
 
         def vision(frozen, params, batch):
             model = graph.merge(params, frozen)
-            return [stream["patches"] for stream in see(model, batch).values()]
+            return [stream["patches"] for stream in encode_images(model, batch).values()]
 
         def latents(params, frozen, patches):
             model = graph.merge(params, frozen)
@@ -194,7 +194,7 @@ def serve(side: str, config: Config, data: Data, device: str) -> None:
     answers, sys.stdout = sys.stdout, sys.stderr
     import jax
 
-    from flamingo_jax.training import program  # noqa: F401
+    from flamingo_jax.train import program  # noqa: F401
 
     if side == "original":
         import benchmarks.torch_training  # noqa: F401

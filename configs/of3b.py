@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from flamingo_jax.released import MPT_1B, NEW_MODULES, NEW_TOKENS, released
+from flamingo_jax.train.released import MPT_1B, NEW_MODULES, NEW_TOKENS, released
 
 
 def get_config() -> ConfigDict:

@@ -3,7 +3,7 @@ frozen."""
 
 from ml_collections import ConfigDict
 
-from flamingo_jax.released import NEW_MODULES, REDPAJAMA_3B, released
+from flamingo_jax.train.released import NEW_MODULES, REDPAJAMA_3B, released
 
 
 def get_config() -> ConfigDict:

@@ -12,13 +12,10 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 from ml_collections.config_dict import placeholder
 
-from flamingo_jax.compilation_cache import keep_compiled_programs
-from flamingo_jax.compiler_memory import give_back_compiler_memory
-from flamingo_jax.config import Config
-from flamingo_jax.data.pipeline import SOURCES
 from flamingo_jax.errors import UserError
-from flamingo_jax.evaluation import config as few_shot
-from flamingo_jax.schema import build, dump, unknown_key
+from flamingo_jax.runtime.compilation_cache import keep_compiled_programs
+from flamingo_jax.runtime.compiler_memory import trim_malloc
+from flamingo_jax.schema import build, unknown_key
 
 T = TypeVar("T")
 WORKDIR = flags.DEFINE_string("workdir", None, "the directory that holds a run, new or old")
@@ -52,7 +49,7 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     # absl and Orbax put handlers of their own on the root logger.
     logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
     keep_compiled_programs()
-    give_back_compiler_memory()
+    trim_malloc()
     try:
         sys.exit(main(sys.argv))
     except _HelpAskedError:
@@ -105,12 +102,7 @@ def parse_flags(argv: Sequence[str]) -> None:
         raise UserError(f"unexpected argument {extra[0]!r}; every setting is a --flag=value")
 
 
-def parse_config(argv: Sequence[str]) -> Config:
-    """The config of a training run; see `parse_any_config`."""
-    return parse_any_config(argv, Config, _complete)
-
-
-def parse_any_config(
+def parse_config(
     argv: Sequence[str], kind: type[T], complete: Callable[[dict[str, Any]], dict[str, Any]]
 ) -> T:
     """Parse all flags, and the config: file, then defaults, then `--config.KEY=VALUE` overrides.
@@ -138,19 +130,6 @@ def parse_any_config(
     )
     parsed([program, *overrides])
     return build(kind, holder.value.to_dict())
-
-
-def _complete(values: dict[str, Any]) -> dict[str, Any]:
-    """A config with every default written out, those of the streams' sources and of the
-    evaluation's tasks included.
-    """
-    complete = dump(build(Config, values))
-    for name, stream in complete["streams"].items():
-        source = SOURCES[stream["source"]]
-        options: Any = build(source, stream["options"], f"config.streams.{name}.options")
-        stream["options"] = dump(options)
-    complete["few_shot"] = few_shot.complete(complete["few_shot"])
-    return complete
 
 
 def _fillable(values: Any) -> Any:

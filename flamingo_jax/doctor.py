@@ -22,8 +22,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from flamingo_jax import cli
-from flamingo_jax.training.distributed import is_first, joined
-from flamingo_jax.training.kernels import compare_attention
+from flamingo_jax.parallel.multihost import initialized, is_lead_process
+from flamingo_jax.train.kernels import compare_attention
 
 EXPECT_DEVICES = flags.DEFINE_integer("expect-devices", None, "devices of all hosts together")
 SHARED = flags.DEFINE_string("shared", None, "a directory that all hosts share; tried out if given")
@@ -179,7 +179,7 @@ def _has_token(directory: Path, process: int, token: int) -> bool:
 
 def main(argv: Sequence[str]) -> int:
     cli.parse_flags(argv)
-    with joined():
+    with initialized():
         checks: dict[str, Callable[[], Result]] = {
             "devices": lambda: check_devices(EXPECT_DEVICES.value),
             "all-reduce": lambda: check_all_reduce(MEGABYTES.value, MIN_BANDWIDTH.value),
@@ -194,7 +194,7 @@ def main(argv: Sequence[str]) -> int:
         for name, check in checks.items():
             passed, found = check()
             failed |= not passed
-            if is_first():
+            if is_lead_process():
                 verdict, stream = ("ok", sys.stdout) if passed else ("FAILED", sys.stderr)
                 print(f"{verdict}: {name}: {found}", file=stream, flush=True)
         return int(failed)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tests.conversion.torch_models import randomize
+from tests.convert.torch_models import randomize
 
 WORDS = ("dax", "wug", "toma", "zorp", "fep")
 START, END = 28 + len(WORDS), 29 + len(WORDS)  # ids, the highest of the tokenizer

@@ -24,12 +24,12 @@ from hypothesis import settings
 from PIL import ImageFile
 
 import flamingo_jax
-from flamingo_jax.models.cross_attention import CrossAttentionConfig
+from flamingo_jax.models.connectors.perceiver import ResamplerConfig
 from flamingo_jax.models.decoder import DecoderConfig
-from flamingo_jax.models.flamingo import FlamingoConfig
-from flamingo_jax.models.params import flamingo_graph
-from flamingo_jax.models.resampler import ResamplerConfig
-from flamingo_jax.models.vision import VisionConfig
+from flamingo_jax.models.fusion.cross_attention import CrossAttentionConfig
+from flamingo_jax.models.params import model_graph
+from flamingo_jax.models.vision.clip import VisionConfig
+from flamingo_jax.models.vlm import ModelConfig
 
 settings.register_profile("compiled", deadline=None, max_examples=30)  # examples compile
 settings.load_profile("compiled")
@@ -37,9 +37,9 @@ settings.load_profile("compiled")
 VOCAB, IMAGE = 30, 31  # rows of the pretrained table, and the id of <image>
 
 
-def small_config(**decoder) -> FlamingoConfig:
+def small_config(**decoder) -> ModelConfig:
     """Five decoder layers with a cross-attention every second one: one layer is left over."""
-    return FlamingoConfig(
+    return ModelConfig(
         vision=VisionConfig(width=16, num_layers=2, num_heads=2, image_size=8, patch_size=4),
         resampler=ResamplerConfig(num_layers=2, num_latents=3, num_heads=2, head_dim=8),
         cross_attention=CrossAttentionConfig(interval=2, num_heads=2, head_dim=8),
@@ -57,7 +57,7 @@ def small_config(**decoder) -> FlamingoConfig:
     )
 
 
-def random_params(config: FlamingoConfig, *, gate: float = 0.7) -> dict[str, np.ndarray]:
+def random_params(config: ModelConfig, *, gate: float = 0.7) -> dict[str, np.ndarray]:
     """Random parameters, biases and norms included, with open gates; nothing is compiled."""
     rng = np.random.default_rng(0)
 
@@ -68,7 +68,7 @@ def random_params(config: FlamingoConfig, *, gate: float = 0.7) -> dict[str, np.
             return rng.normal(size=shape) / np.sqrt(shape[-2])
         return float(path.endswith("scale")) + 0.3 * rng.normal(size=shape)
 
-    shapes = flamingo_graph(config).shapes()
+    shapes = model_graph(config).shapes()
     return {p: jnp.asarray(draw(p, s.shape), jnp.float32) for p, s in shapes.items()}
 
 
@@ -92,17 +92,17 @@ def _room_for_programs():
 def small():
     """(graph, params, model) of a small Flamingo with open gates."""
     config = small_config()
-    graph, params = flamingo_graph(config), random_params(config)
+    graph, params = model_graph(config), random_params(config)
     return graph, params, graph.merge(params)
 
 
 @pytest.fixture(scope="session")
 def model_dir(tmp_path_factory):
     """The model directory of a finished digits run, the smallest there is."""
-    from flamingo_jax.config import Config
-    from flamingo_jax.conversion.from_run import write_run
     from flamingo_jax.schema import build
-    from flamingo_jax.train import train
+    from flamingo_jax.train.config import Config
+    from flamingo_jax.train.export import write_run
+    from flamingo_jax.train.loop import train
     from tests import tiny
 
     folder = tmp_path_factory.mktemp("trained")

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from flamingo_jax.conversion.weights import Leaf
-from flamingo_jax.model_directory import Origin, write_directory
-from flamingo_jax.models.flamingo import FlamingoConfig
+from flamingo_jax.models.vlm import ModelConfig
+from flamingo_jax.weights.model_directory import Provenance, write_directory
+from flamingo_jax.weights.views import LazyArray
 from tests import tiny
 
 
@@ -24,11 +24,11 @@ def get_config() -> ConfigDict:
     return config
 
 
-def write_model(folder: Path, model: FlamingoConfig) -> str:
+def write_model(folder: Path, model: ModelConfig) -> str:
     """Random weights as a model directory; to begin with them costs no compilation."""
     from tests.conftest import random_params  # it sets the environment of tests, not of runs
 
     weights = {p: np.asarray(w) for p, w in random_params(model).items()}
-    leaves = {p: Leaf(w.shape, (w,), stacked=False) for p, w in weights.items()}
-    write_directory(folder, model, Origin("mpt", {}, {}, {}), leaves)
+    leaves = {p: LazyArray(w.shape, (w,), stacked=False) for p, w in weights.items()}
+    write_directory(folder, model, Provenance("mpt", {}, {}, {}), leaves)
     return str(folder)

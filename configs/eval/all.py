@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from flamingo_jax.evaluation.tasks import TASKS
+from flamingo_jax.evaluate.tasks import TASKS
 
 
 def get_config() -> ConfigDict:

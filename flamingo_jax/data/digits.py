@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from flamingo_jax.data.documents import Document
+from flamingo_jax.text.documents import Document
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 NAMES = (

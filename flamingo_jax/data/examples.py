@@ -6,9 +6,9 @@ from typing import Literal
 
 import numpy as np
 
-from flamingo_jax.data.documents import END_OF_CHUNK, Document, render
 from flamingo_jax.data.images import Decode, decode_image
-from flamingo_jax.data.tokenizer import TextTokens
+from flamingo_jax.text.documents import END_OF_CHUNK, Document, render
+from flamingo_jax.text.tokenizer import TextTokens
 
 Example = dict[str, np.ndarray]  # images, tokens, segments, weights; see `make_example`
 

@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from flamingo_jax.data.documents import END_OF_CHUNK, IMAGE, Document
 from flamingo_jax.data.fields import (
     base64_size,
     check_text,
@@ -18,6 +17,7 @@ from flamingo_jax.data.fields import (
     json_object,
 )
 from flamingo_jax.data.records import BadRecordError, Record, RejectedError
+from flamingo_jax.text.documents import END_OF_CHUNK, IMAGE, Document
 
 ImageOrder = Literal["sentence", "openflamingo"]
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")

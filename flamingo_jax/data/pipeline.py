@@ -18,10 +18,10 @@ from flamingo_jax.data.order import Order
 from flamingo_jax.data.sources import Captions, Corpus, Mmc4, Pairs, Sequences
 from flamingo_jax.data.stores import open_store
 from flamingo_jax.data.streams import Records, Stream, StreamConfig
-from flamingo_jax.data.tokenizer import TextTokens
 from flamingo_jax.data.workers import prefetched
 from flamingo_jax.errors import UserError
 from flamingo_jax.schema import build
+from flamingo_jax.text.tokenizer import TextTokens
 
 SOURCES: dict[str, type] = {
     "digits_pairs": DigitPairs,

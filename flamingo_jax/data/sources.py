@@ -4,7 +4,6 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from functools import partial
 
-from flamingo_jax.data.documents import Document
 from flamingo_jax.data.fields import decoded, feature, image_bytes, json_object
 from flamingo_jax.data.parsers import (
     ImageOrder,
@@ -19,6 +18,7 @@ from flamingo_jax.data.parsers import (
     to_pair,
 )
 from flamingo_jax.data.records import BadRecordError, Record
+from flamingo_jax.text.documents import Document
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,6 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from flamingo_jax.data.bad_records import BadEntry, Drawn
-from flamingo_jax.data.documents import Document
 from flamingo_jax.data.examples import Example, ExampleMaker
 from flamingo_jax.data.images import Decode
 from flamingo_jax.data.order import Key, Order, Shuffle
@@ -17,7 +16,7 @@ from flamingo_jax.data.packing import Packing, pack
 from flamingo_jax.data.records import BadRecordError, Record, RejectedError
 from flamingo_jax.data.stores import Store
 from flamingo_jax.errors import UserError
-from flamingo_jax.models.flamingo import check_image_count
+from flamingo_jax.text.documents import Document, check_image_count
 
 MAX_ATTEMPTS = 100  # records drawn for one place
 
@@ -121,12 +120,12 @@ class Records:
     def document(self, position: int, key: Key) -> Document:
         """BadRecordError, RejectedError: see `Parser`."""
         record = self.record(position, key)
-        with blaming(record):
+        with errors_attributed(record):
             return self.parser.parse(record)
 
 
 @contextmanager
-def blaming(record: Record) -> Iterator[None]:
+def errors_attributed(record: Record) -> Iterator[None]:
     """Whatever a parser raises on a record's content becomes a BadRecordError that names it."""
     try:
         yield

@@ -8,17 +8,17 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from flamingo_jax.models.layers import (
+from flamingo_jax.models.block import (
     AttentionContext,
     Block,
     BlockConfig,
     layer_norm,
     linear,
-    pin_batch,
     stack,
 )
-from flamingo_jax.models.plain_attention import causal_mask
-from flamingo_jax.models.vision import VisionConfig, VisionTransformer
+from flamingo_jax.models.vision.clip import VisionConfig, VisionTransformer
+from flamingo_jax.ops.attention_xla import causal_mask
+from flamingo_jax.parallel.mesh import constrain_batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,7 @@ class TextTransformer(nnx.Module):
         context = AttentionContext(causal_mask(jnp.ones_like(tokens_BL)))
 
         def body(x, block):
-            return block(pin_batch(x), context), None
+            return block(constrain_batch(x), context), None
 
         x_BLD = jax.lax.scan(body, x_BLD.astype(self.dtype), self.layers)[0]
         ends_BL = tokens_BL if self.end_token is None else tokens_BL == self.end_token

@@ -11,21 +11,21 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from flamingo_jax.models.layers import (
+from flamingo_jax.models.block import (
     AttentionContext,
     Block,
     BlockConfig,
     ModuleT,
     block_norm,
     linear,
-    pin_batch,
     stack,
 )
-from flamingo_jax.models.loss import chunked_nll
-from flamingo_jax.models.memory import RematPolicy, gather, of_new_layers, per_layer
-from flamingo_jax.models.mesh import Texts
-from flamingo_jax.models.plain_attention import CausalRows, causal_mask
-from flamingo_jax.models.row_scores import row_scores
+from flamingo_jax.models.text import Texts
+from flamingo_jax.ops.attention_xla import CausalRows, causal_mask
+from flamingo_jax.ops.cross_entropy import chunked_nll
+from flamingo_jax.ops.vocabulary_logits import vocabulary_logits
+from flamingo_jax.parallel.fsdp import RematPolicy, fsdp_remat_layer, gather, policy_for_new_modules
+from flamingo_jax.parallel.mesh import constrain_batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +114,7 @@ class Embedding(nnx.Module):
         return tuple(part.astype(self.dtype) for part in self._parts())
 
     def logits(self, x_BLD: Float[Array, "B L D"]) -> Float[Array, "B L V"]:
-        return row_scores(x_BLD, self.rows())
+        return vocabulary_logits(x_BLD, self.rows())
 
 
 class Decoder(nnx.Module):
@@ -225,16 +225,16 @@ class Decoder(nnx.Module):
             assert between is not None
             return between[1](module, x_ND, texts)
 
-        layer = per_layer(run_block, self.dtype, remat)
-        extra_layer = per_layer(run_between, self.dtype, of_new_layers(remat))
+        layer = fsdp_remat_layer(run_block, self.dtype, remat)
+        extra_layer = fsdp_remat_layer(run_between, self.dtype, policy_for_new_modules(remat))
 
         def group(x_ND, stacks):
             (*before, last), extra = stacks
             for block in before:
-                x_ND = layer(block, pin_batch(x_ND))
+                x_ND = layer(block, constrain_batch(x_ND))
             if extra is not None:
-                x_ND = extra_layer(extra, pin_batch(x_ND))
-            return layer(last, pin_batch(x_ND)), None
+                x_ND = extra_layer(extra, constrain_batch(x_ND))
+            return layer(last, constrain_batch(x_ND)), None
 
         x_ND = texts.join(xs)
         if self.layers:
@@ -242,12 +242,12 @@ class Decoder(nnx.Module):
             x_ND, _ = jax.lax.scan(group, x_ND, (list(self.layers), extra))
         if self.tail is not None:
             x_ND, _ = jax.lax.scan(
-                lambda x_ND, block: (layer(block, pin_batch(x_ND)), None), x_ND, self.tail
+                lambda x_ND, block: (layer(block, constrain_batch(x_ND)), None), x_ND, self.tail
             )
         return texts.split(x_ND)
 
     def logits(self, x_BLD: Float[Array, "B L D"]) -> Float[Array, "B L V"]:
-        x_BLD = self.norm(pin_batch(x_BLD))
+        x_BLD = self.norm(constrain_batch(x_BLD))
         if self.head is None:
             return gather(self.embedding, self.dtype).logits(x_BLD)
         return gather(self.head, self.dtype)(x_BLD).astype(jnp.float32)
@@ -261,13 +261,13 @@ class Decoder(nnx.Module):
         max_logits_mib: int,
     ) -> Float[Array, ""]:
         """`loss.weighted_nll` of the logits, which never are in memory all at once."""
-        x_BLD = self.norm(pin_batch(x_BLD))
+        x_BLD = self.norm(constrain_batch(x_BLD))
         if self.head is None:
             rows = gather(self.embedding, self.dtype).rows()
         else:
             rows = (gather(self.head, self.dtype).kernel[...].astype(self.dtype).T,)
         return chunked_nll(
-            row_scores, x_BLD, rows, tokens_BL, weights_BL, max_logits_mib=max_logits_mib
+            vocabulary_logits, x_BLD, rows, tokens_BL, weights_BL, max_logits_mib=max_logits_mib
         )
 
     def __call__(

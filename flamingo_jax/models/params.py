@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from flamingo_jax.models.flamingo import Flamingo, FlamingoConfig
-from flamingo_jax.models.memory import with_specs
+from flamingo_jax.models.vlm import ModelConfig, VisionLanguageModel
+from flamingo_jax.parallel.fsdp import with_specs
 
 # path → jax.Array, or jax.ShapeDtypeStruct where nothing is allocated; `quantization.Int8Weights`
 # where a model was loaded so
@@ -68,17 +68,17 @@ def abstract(make: Any) -> ModelGraph:
 
 
 @lru_cache(maxsize=16)
-def _initialiser(config: FlamingoConfig) -> Any:
+def _initialiser(config: ModelConfig) -> Any:
     """Jitted, key → model: all who ask share one trace, which takes a second or two."""
-    return jax.jit(lambda key: Flamingo(config, nnx.Rngs(key)))
+    return jax.jit(lambda key: VisionLanguageModel(config, nnx.Rngs(key)))
 
 
 @lru_cache(maxsize=16)
-def flamingo_graph(config: FlamingoConfig) -> ModelGraph:
+def model_graph(config: ModelConfig) -> ModelGraph:
     return abstract(partial(_initialiser(config), jax.random.key(0)))
 
 
-def init_params(config: FlamingoConfig, key: jax.Array) -> Params:
+def init_params(config: ModelConfig, key: jax.Array) -> Params:
     """Random float32 parameters; call it under `jax.jit` with `out_shardings` for large models."""
     return flatten(_initialiser(config)(key))
 

@@ -17,7 +17,7 @@ usage: train.sh [options] -- ARGUMENTS OF flamingo_jax.train
   --time T          time limit (default 24:00:00)
   --partition P     --account A    --name N (default flamingo)
   --warning S       seconds before the time limit when the run is told to save (default 300)
-  --flags PRESET    XLA flags, see flamingo_jax/training/xla_flags.py (default fsdp; none: none)
+  --flags PRESET    XLA flags, see flamingo_jax/runtime/xla_flags.py (default fsdp; none: none)
   --python PATH     default .venv/bin/python
   --dry-run         print the batch script
 USAGE
@@ -54,7 +54,7 @@ ${partition:+#SBATCH --partition=$partition
 }set -euo pipefail
 SCRIPT
   if [[ $flags != none ]]; then
-    printf 'XLA_FLAGS=$(%q -m flamingo_jax.training.xla_flags %q)\nexport XLA_FLAGS\n' "$python" "$flags"
+    printf 'XLA_FLAGS=$(%q -m flamingo_jax.runtime.xla_flags %q)\nexport XLA_FLAGS\n' "$python" "$flags"
   fi
   cat <<SCRIPT
 # SLURM tells this shell alone that time is running out; srun passes the signal on to every task.

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from benchmarks import evaluation, report, scoring_peer
-from flamingo_jax.evaluation.metrics.vqa import normalize
+from flamingo_jax.evaluate.metrics.vqa import normalize
 
 
 def test_made_answers_ask_for_every_rule():

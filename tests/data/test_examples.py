@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flamingo_jax.data.documents import Document, render
 from flamingo_jax.data.examples import ExampleMaker, loss_weights
 from flamingo_jax.data.tokenizer import load_tokenizer
 from flamingo_jax.errors import UserError
+from flamingo_jax.text.documents import Document, render
 
 GOLDEN = Path(__file__).parents[3] / "shared/golden/openflamingo/data/labels.npz"
 SCAN = np.full((8, 8, 3), 7, np.uint8)

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flamingo_jax.data.documents import Document
 from flamingo_jax.data.examples import ExampleMaker
 from flamingo_jax.data.packing import Packing, pack
 from flamingo_jax.data.pipeline import StepSource, StreamConfig, make_streams
 from flamingo_jax.data.tokenizer import load_tokenizer
-from flamingo_jax.models.loss import weighted_nll
+from flamingo_jax.ops.cross_entropy import weighted_nll
+from flamingo_jax.text.documents import Document
 from tests.conftest import IMAGE, VOCAB, random_images
 
 WORDS = ("dax", "wug", "toma", "zorp", "fep")

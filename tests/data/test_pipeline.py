@@ -4,10 +4,10 @@ import jax
 import numpy as np
 import pytest
 
-from flamingo_jax.data.documents import Document
 from flamingo_jax.data.pipeline import StepSource, StreamConfig, batches, make_streams
 from flamingo_jax.data.tokenizer import load_tokenizer
 from flamingo_jax.errors import UserError
+from flamingo_jax.text.documents import Document
 
 CONFIGS = {
     "pairs": StreamConfig(source="digits_pairs", batch_size=3, text_length=10, num_images=1),

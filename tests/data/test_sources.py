@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flamingo_jax.data.documents import render
 from flamingo_jax.data.examples import ExampleMaker
 from flamingo_jax.data.images import decode_image
 from flamingo_jax.data.parsers import Passages, place_images
 from flamingo_jax.data.records import BadRecordError, Record, RejectedError
 from flamingo_jax.data.sources import Mmc4, Pairs, Sequences
 from flamingo_jax.data.tokenizer import load_tokenizer
+from flamingo_jax.text.documents import render
 
 from .corpora import mmc4_record, picture
 from .test_images import normalised

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 from benchmarks.process_tree import resident_bytes
-from flamingo_jax.config import Config
 from flamingo_jax.data.bad_records import BadRecordLog
 from flamingo_jax.data.pipeline import DataConfig, StepSource, StreamConfig, batches, make_streams
 from flamingo_jax.data.tokenizer import load_tokenizer
 from flamingo_jax.errors import UserError
 from flamingo_jax.schema import build
-from flamingo_jax.train import train
-from flamingo_jax.training.metrics import read_metrics
+from flamingo_jax.train.config import Config
+from flamingo_jax.train.loop import train
+from flamingo_jax.train.metrics import read_metrics
 from tests import tiny
 
 from .corpora import damaged_pairs, mmc4_samples, odd_pairs, pair_samples, write_tar

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flamingo_jax.models.cross_attention import visible_image
+from flamingo_jax.models.fusion.cross_attention import visible_image
 
 IMAGE = 9
 

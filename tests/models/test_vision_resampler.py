@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from flamingo_jax.models.resampler import PerceiverResampler, ResamplerConfig
-from flamingo_jax.models.vision import (
+from flamingo_jax.models.connectors.perceiver import PerceiverResampler, ResamplerConfig
+from flamingo_jax.models.vision.clip import (
     CLIP_MEAN,
     CLIP_STD,
     VisionConfig,

@@ -1,7 +1,0 @@
-"""`python -m flamingo_jax.data.prepare`; thin, since spawned workers import it again."""
-
-from flamingo_jax.cli import run
-from flamingo_jax.data.prepare.commands import main
-
-if __name__ == "__main__":
-    run(main)

@@ -1,0 +1,160 @@
+"""What one update must at least compute and move, and how long that takes at a machine's ceilings.
+
+Bytes are those that no cache of a real machine spares: a weight is read once in the forward pass
+and once where a gradient flows through it, in every micro-batch; each layer reads its input and
+writes its output, and their gradients; what the remat policy saves is written and read; the
+optimizer reads and writes its state. Inside of a layer everything is taken to stay on the chip,
+logits and attention weights too. So no program is faster, and a good one is not much slower.
+"""
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+
+from flamingo_jax.models.params import model_graph, select
+from flamingo_jax.train.config import Config
+from flamingo_jax.train.flops import Part, StreamCounter, step_flops
+
+OPTIMIZER = "optimizer"
+FLOAT32 = 4
+# Of float32 numbers per trained weight: both moments and the weight, each read and written.
+STATE_ACCESSES = 6
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """What a device reaches at best: matmul operations, and bytes of its memory, per second."""
+
+    flops: float
+    bandwidth: float
+
+
+@dataclass(frozen=True)
+class PartFloor:
+    """The least work of one part of the model in one update.
+
+    Attributes:
+      flops: of matmuls, as the mathematics asks for; `recomputed`: by rematerialisation, besides.
+      weight_bytes, activation_bytes: read and written. Of the part `optimizer`, gradients and
+        state count as weights.
+      saved_bytes: activations that are kept from the forward to the backward pass.
+    """
+
+    flops: float = 0.0
+    recomputed: float = 0.0
+    weight_bytes: float = 0.0
+    activation_bytes: float = 0.0
+    saved_bytes: float = 0.0
+
+    def arithmetic_seconds(self, ceilings: Ceilings) -> float:
+        return (self.flops + self.recomputed) / ceilings.flops
+
+    def memory_seconds(self, ceilings: Ceilings) -> float:
+        return (self.weight_bytes + self.activation_bytes) / ceilings.bandwidth
+
+    def seconds(self, ceilings: Ceilings) -> float:
+        """Both at once, so the longer of them."""
+        return max(self.arithmetic_seconds(ceilings), self.memory_seconds(ceilings))
+
+
+def step_floor(config: Config) -> dict[str, PartFloor]:
+    """The floor of every part of one update, and of its optimizer, on one device.
+
+    The device has all rows of the config: to look at one of many, give it its share of them.
+    """
+    graph = model_graph(config.model)
+    shapes = {path: leaf.shape for path, leaf in graph.shapes().items()}
+    trained = select(shapes, config.trainable)
+    counters = [StreamCounter(config.model, shapes, trained, s) for s in config.streams.values()]
+    weights = _weight_bytes(config, counters[0])
+    activations = [_activations(counter) for counter in counters]
+    size = jnp.dtype(config.model.dtype).itemsize
+    floors = {
+        str(part): PartFloor(
+            flops.total,
+            flops.recomputed,
+            weights[part],
+            size * sum(moved[part] for moved, _ in activations),
+            size * sum(saved[part] for _, saved in activations),
+        )
+        for part, flops in step_flops(config).by_part.items()
+    }
+    numbers = sum(math.prod(shapes[path]) for path in trained)
+    return floors | {
+        OPTIMIZER: PartFloor(weight_bytes=float(FLOAT32) * numbers * _accesses(config))
+    }
+
+
+def floor_seconds(floors: dict[str, PartFloor], ceilings: Ceilings) -> float:
+    """Of the whole update: its parts follow one another."""
+    return sum(floor.seconds(ceilings) for floor in floors.values())
+
+
+def _accesses(config: Config) -> int:
+    """How often a trained weight's gradient and state are read or written in an update.
+
+    The gradient is written, added to by later micro-batches, and read: twice where it is clipped,
+    since its norm is known only when all of it is there.
+    """
+    gradient = 2 * config.accumulation_steps - 1 + (2 if config.optimizer.clip_norm else 1)
+    return gradient + STATE_ACCESSES
+
+
+def _weight_bytes(config: Config, counter: StreamCounter) -> dict[str, float]:
+    """Matrices only: vectors are below a thousandth."""
+    frozen_size = jnp.dtype(config.frozen_dtype).itemsize
+    total: dict[str, float] = defaultdict(float)
+    for path, part in {(path, part) for path, part, _ in counter.matrices()}:
+        size = FLOAT32 if path in counter.trained else frozen_size
+        reads = config.accumulation_steps * (1 + counter.input_flows(path))
+        total[part] += reads * size * math.prod(counter.shapes[path])
+    return total
+
+
+def _activations(counter: StreamCounter) -> tuple[dict[str, float], dict[str, float]]:
+    """Numbers read and written, and numbers kept for the backward pass, by part."""
+    moved = _inputs(counter)
+    saved: dict[str, float] = defaultdict(float)
+    for path, part, tokens in counter.matrices():
+        shape, backward = counter.shapes[path], counter.input_flows(path)
+        if path.endswith("/up/kernel"):  # there is one in each layer
+            numbers = shape[0] * shape[1] * counter.tokens[tokens]
+            # Input and output; then the input again, and the gradients of both.
+            moved[part] += (2 + 3 * backward) * numbers
+            saved[part] += backward * numbers
+        if backward and _is_saved(counter, path, part):
+            numbers = shape[0] * shape[-1] * counter.tokens[tokens]
+            moved[part] += 2 * numbers
+            saved[part] += numbers
+    return moved, saved
+
+
+def _inputs(counter: StreamCounter) -> dict[str, float]:
+    """Numbers that parts read besides the stream of their own layers, and their gradients."""
+    model, tokens = counter.model, counter.tokens
+    patches = tokens["media"] * model.vision.width * model.resampler.num_layers
+    blocks = model.decoder.num_layers // model.cross_attention.interval
+    latents = tokens["latents"] * model.vision.width * blocks
+    pixels = 3 * model.vision.patch_size**2 * tokens["media"]
+    return {
+        "vision": pixels / jnp.dtype(model.dtype).itemsize,  # bytes, not numbers
+        "resampler": (1 + counter.flows_resampler + 2 * counter.flows_vision) * patches,
+        "cross_attention": (1 + counter.flows_text + 2 * counter.flows_media) * latents,
+        "lm": 0.0,
+        "head": (1 + 2 * counter.flows_head) * tokens["text"] * model.decoder.width,
+    }
+
+
+def _is_saved(counter: StreamCounter, path: str, part: Part) -> bool:
+    """Whether the output of this matmul is kept, besides the input of its layer.
+
+    What is only added to the output of the layer is not needed again.
+    """
+    if part == "head" or path.startswith("vision/patch_embedding/"):
+        return False
+    only_added = path.endswith("/down/kernel") or (
+        part == "lm" and counter.model.decoder.parallel_residual and path.endswith("/out/kernel")
+    )
+    return counter.remat(part) != "full" and not only_added

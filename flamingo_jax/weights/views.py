@@ -1,0 +1,256 @@
+"""Our parameters as views of torch tensors: one table serves import and export.
+
+A `Cut` says where one of our arrays lies inside a torch tensor, as a NumPy *view* of it (rows of a
+fused matrix, transposed; rows of the vocabulary). Reading through the view imports; writing through
+the same view exports, so there is no inverse to keep in step. Nothing is read before it is asked
+for, layer by layer, so conversion needs memory for one tensor, not for one model.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from jaxtyping import Shaped
+
+from flamingo_jax.errors import UserError
+from flamingo_jax.models.vlm import ModelConfig
+from flamingo_jax.weights.copying import copied, copy_into, fresh
+
+Tensors = dict[str, np.ndarray]  # by torch name; memory-mapped where they come from a file
+View = Callable[[np.ndarray], np.ndarray]
+Index = tuple[slice, ...]
+
+
+@dataclass(frozen=True)
+class TensorView:
+    """Where one array of ours lies in a torch tensor.
+
+    Attributes:
+      name: the tensor; "{i}" stands for the layer.
+      shape: of the whole tensor.
+      view: the part that is ours, with our axes in order. Axes may still be split (heads apart
+        from features): what counts is that it reshapes to our shape, and that it is a view.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    view: View
+
+
+NameTable = dict[str, TensorView]  # our path, with the number of the layer left out → cut
+
+
+def identity(tensor: np.ndarray) -> np.ndarray:
+    return tensor
+
+
+def transpose(tensor: np.ndarray) -> np.ndarray:
+    """Torch's (out, in) → our (in, out); (heads, features, in) → (in, heads, features)."""
+    return np.moveaxis(tensor, -1, 0)
+
+
+def rows_between(start: int, stop: int) -> View:
+    return lambda tensor: tensor[start:stop]
+
+
+def part(index: int, count: int) -> View:
+    """One of `count` equal blocks of rows: queries, keys or values of a fused matrix."""
+    return lambda tensor: tensor.reshape(count, -1, *tensor.shape[1:], copy=False)[index]
+
+
+def linear(ours: str, name: str, width_out: int, width_in: int, rows: View = identity) -> NameTable:
+    """`nn.Linear`, or the block `rows` of one. The bias row stands idle where we have none."""
+    return {
+        f"{ours}/kernel": TensorView(
+            f"{name}.weight", (width_out, width_in), lambda t: transpose(rows(t))
+        ),
+        f"{ours}/bias": TensorView(f"{name}.bias", (width_out,), rows),
+    }
+
+
+def norm(ours: str, name: str, width: int) -> NameTable:
+    return {
+        f"{ours}/scale": TensorView(f"{name}.weight", (width,), identity),
+        f"{ours}/bias": TensorView(f"{name}.bias", (width,), identity),
+    }
+
+
+def array(ours: str, name: str, *shape: int) -> NameTable:
+    return {ours: TensorView(name, shape, identity)}
+
+
+@dataclass(frozen=True)
+class Place:
+    """The cuts that one parameter of ours is made of: one, or one per stacked layer."""
+
+    shape: tuple[int, ...]
+    cuts: tuple[TensorView, ...]
+    stacked: bool
+
+
+Plan = dict[str, Place]  # our path → place
+
+
+def locate(path: str, config: ModelConfig) -> tuple[str, tuple[int, ...] | None]:
+    """(path without the layer, layers stacked in this parameter in order); None: not stacked.
+
+    Layers are numbered as the torch model numbers them; a cross-attention bears the number of the
+    decoder layer it stands before.
+    """
+    interval, num_layers = config.cross_attention.interval, config.decoder.num_layers
+    whole = num_layers - num_layers % interval
+    head, _, rest = path.partition("/")
+    if head == "cross_attention":
+        return path, tuple(range(interval - 1, num_layers, interval))
+    if head == "decoder" and rest.startswith("tail/"):
+        return f"decoder/layer/{rest.removeprefix('tail/')}", tuple(range(whole, num_layers))
+    if head == "decoder" and rest.startswith("layers/"):
+        _, position, rest = rest.split("/", 2)
+        return f"decoder/layer/{rest}", tuple(range(int(position), whole, interval))
+    towers = {"vision": config.vision.num_layers, "resampler": config.resampler.num_layers}
+    return locate_in_tower(path, towers.get(head, 0))
+
+
+def locate_in_tower(path: str, num_layers: int) -> tuple[str, tuple[int, ...] | None]:
+    """As `locate`, for a model with one stack of layers per head of the path."""
+    head, _, rest = path.partition("/")
+    if rest.startswith("layers/"):
+        return f"{head}/layer/{rest.removeprefix('layers/')}", tuple(range(num_layers))
+    return path, None
+
+
+def make_plan(
+    shapes: Mapping[str, Any],
+    config: Any,
+    rows: NameTable,
+    find: Callable[[str, Any], tuple[str, tuple[int, ...] | None]] = locate,
+) -> Plan:
+    """The place of every parameter in `shapes` (path → anything with `.shape`).
+
+    Args:
+      shapes: of the model's parameters.
+      config: of the model, for `find`.
+      rows: the table of its family.
+      find: where a parameter stands in the model; by default, in a Flamingo.
+
+    Raises:
+      UserError: parameters that this family's table has no row for, all named.
+    """
+    plan, unknown = {}, []
+    for path, leaf in shapes.items():
+        key, layers = find(path, config)
+        if key not in rows:
+            unknown.append(path)
+            continue
+        cut = rows[key]
+        numbers = (None,) if layers is None else layers
+        cuts = tuple(
+            TensorView(cut.name.replace("{i}", str(i)), cut.shape, cut.view) for i in numbers
+        )
+        plan[path] = Place(tuple(leaf.shape), cuts, layers is not None)
+    if unknown:
+        raise UserError(
+            f"no torch tensor is known for {listing(unknown)}: these settings of the model have no "
+            "counterpart in the original, so it can neither be imported nor exported"
+        )
+    return plan
+
+
+def listing(names: Iterable[str]) -> str:
+    names = sorted(names)
+    return f"{len(names)} {'tensor' if len(names) == 1 else 'tensors'}: {', '.join(names)}"
+
+
+def torch_shapes(plan: Plan) -> dict[str, tuple[int, ...]]:
+    """Every torch tensor that the plan is cut from."""
+    return {cut.name: cut.shape for place in plan.values() for cut in place.cuts}
+
+
+def check(plan: Plan, tensors: Mapping[str, np.ndarray], source: str) -> None:
+    """UserError naming every tensor that is missing, left over or of a wrong shape."""
+    expected = torch_shapes(plan)
+    faults = []
+    if missing := expected.keys() - tensors.keys():
+        faults.append(f"missing {listing(missing)}")
+    if extra := tensors.keys() - expected.keys():
+        faults.append(f"unexpected {listing(extra)}")
+    faults += [
+        f"{name} has shape {list(tensors[name].shape)}, expected {list(shape)}"
+        for name, shape in sorted(expected.items())
+        if name in tensors and tensors[name].shape != shape
+    ]
+    if faults:
+        raise UserError(
+            f"{source} does not fit its config: {'; '.join(faults)}. "
+            "Give the weights and the config of the same model"
+        )
+
+
+@dataclass(frozen=True)
+class LazyArray:
+    """One parameter of ours, not read yet."""
+
+    shape: tuple[int, ...]
+    views: tuple[np.ndarray, ...]
+    stacked: bool
+
+    def read(self, dtype: Any, index: Index | None = None) -> Shaped[np.ndarray, "..."]:
+        """The part that `index` names (default: all), read from one torch tensor after another."""
+        index = index or (slice(None),) * len(self.shape)
+        if not self.stacked:
+            return copied(_take(self.views[0], self.shape, index), dtype)
+        views = self.views[index[0]]
+        out = fresh((len(views), *_shape(self.shape[1:], index[1:])), dtype)
+        for layer, view in enumerate(views):
+            copy_into(out[layer, ...], _take(view, self.shape[1:], index[1:]))
+        return out
+
+
+def _shape(shape: tuple[int, ...], index: Index) -> tuple[int, ...]:
+    return tuple(len(range(*s.indices(n))) for s, n in zip(index, shape, strict=True))
+
+
+def _take(view: np.ndarray, shape: tuple[int, ...], index: Index) -> np.ndarray:
+    """`view.reshape(shape)[index]`, reading no more of the view than needed.
+
+    Index the leading axes that the two shapes share before reshaping copies the rest.
+    """
+    same = next(
+        (i for i, (a, b) in enumerate(zip(view.shape, shape, strict=False)) if a != b),
+        min(view.ndim, len(shape)),
+    )
+    view = view[index[:same]]
+    if view.shape[same:] == shape[same:]:
+        return view[(slice(None),) * same + index[same:]]
+    return view.reshape((*view.shape[:same], *shape[same:]))[(slice(None),) * same + index[same:]]
+
+
+def leaves(plan: Plan, tensors: Mapping[str, np.ndarray]) -> dict[str, LazyArray]:
+    return {
+        path: LazyArray(
+            place.shape, tuple(c.view(tensors[c.name]) for c in place.cuts), place.stacked
+        )
+        for path, place in plan.items()
+    }
+
+
+def export(
+    plan: Plan, params: Mapping[str, Any], dtype: Any
+) -> dict[str, Callable[[], np.ndarray]]:
+    """The torch tensors of our parameters (or of their gradients): name → function making it."""
+    parts: dict[str, list[tuple[TensorView, str, int | None]]] = {}
+    for path, place in plan.items():
+        for layer, cut in enumerate(place.cuts):
+            parts.setdefault(cut.name, []).append((cut, path, layer if place.stacked else None))
+
+    def make(pieces: list[tuple[TensorView, str, int | None]]) -> np.ndarray:
+        out = np.empty(pieces[0][0].shape, dtype)
+        for cut, path, layer in pieces:
+            ours = np.asarray(params[path] if layer is None else params[path][layer])
+            target = cut.view(out)
+            target[...] = ours.reshape(target.shape)
+        return out
+
+    return {name: partial(make, pieces) for name, pieces in parts.items()}

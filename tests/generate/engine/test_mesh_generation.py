@@ -1,0 +1,48 @@
+"""Generation and scoring where the parameters are split over eight devices."""
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+
+from flamingo_jax.generate.engine.generate import GenerationConfig, generate
+from flamingo_jax.generate.engine.scoring import score_continuations
+from flamingo_jax.ops.int8 import is_quantized, quantize
+from flamingo_jax.parallel import sharding
+from tests.conftest import IMAGE, VOCAB, random_images
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, VOCAB, (8, 5)).astype(np.int32)
+    segments = np.ones_like(tokens)
+    tokens[:, 2], segments[::2, :2] = IMAGE, 0
+    return random_images(rng, 8, 1, 1), tokens, segments
+
+
+def placed(params, mesh):
+    """As `flamingo_jax.load` places them, small arrays too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "SMALLEST_SHARDED", 1)
+        specs = {p: sharding.parameter_spec(p, x.shape, mesh) for p, x in params.items()}
+    assert sum(any(spec) for spec in specs.values()) > len(specs) // 2
+    return {p: jax.device_put(x, NamedSharding(mesh, specs[p])) for p, x in params.items()}
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_a_mesh_is_one_device(small, prompts, int8):
+    graph, params, _ = small
+    mesh = sharding.make_mesh(sharding.MeshConfig(data=4, fsdp=2))
+    results = []
+    for p in (params, placed(params, mesh)):
+        if int8:
+            p = {k: quantize(k, x) if is_quantized(k) else x for k, x in p.items()}
+        config = GenerationConfig(max_new_tokens=6, num_beams=3)
+        made = generate(graph, p, *prompts, config=config)
+        scores = score_continuations(graph, p, *prompts, [[3], [4, 5, 6]])
+        results.append((made, scores))
+    (one, one_scores), (many, many_scores) = results
+    np.testing.assert_array_equal(one.tokens_BRN, many.tokens_BRN)
+    np.testing.assert_allclose(one.scores_BR, many.scores_BR, atol=1e-5)
+    np.testing.assert_allclose(one_scores.logprobs_BCM, many_scores.logprobs_BCM, atol=1e-5)
