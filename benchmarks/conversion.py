@@ -79,7 +79,7 @@ def checkpoint_shapes(facts: dict[str, Any]) -> Shapes:
     from flamingo_jax.convert import clip_config
     from flamingo_jax.convert.families import family_of
     from flamingo_jax.convert.openflamingo import all_rows
-    from flamingo_jax.models.fusion.cross_attention import CrossAttentionConfig
+    from flamingo_jax.models.fusion.cross_attention import GatedCrossAttentionConfig
     from flamingo_jax.models.params import model_graph
     from flamingo_jax.models.vlm import ModelConfig
     from flamingo_jax.weights.views import make_plan, torch_shapes
@@ -88,9 +88,9 @@ def checkpoint_shapes(facts: dict[str, Any]) -> Shapes:
     base = family.decoder(facts["lm_config"])
     rows = {"vocab_size": VOCABULARY - NEW_TOKENS, "num_new_tokens": 2, "num_pad_tokens": 1}
     config = ModelConfig(
-        vision=clip_config.openclip_config(facts["clip_config"]),
+        encoder=clip_config.openclip_config(facts["clip_config"]),
         decoder=type(base)(**{**vars(base), **rows}),
-        cross_attention=CrossAttentionConfig(interval=INTERVAL),
+        fusion=GatedCrossAttentionConfig(interval=INTERVAL),
     )
     return torch_shapes(make_plan(model_graph(config).shapes(), config, all_rows(family, config)))
 

@@ -68,7 +68,7 @@ def programs() -> int:
 def draw_inputs(config: ModelConfig, work: Work) -> tuple[np.ndarray, np.ndarray, list[list[int]]]:
     """Normalised images (B, T, 1, H, W, 3), tokens (B, L), class names of one to four tokens."""
     rng = np.random.default_rng(0)
-    size, vocabulary = config.vision.image_size, config.decoder.vocab_size
+    size, vocabulary = config.encoder.image_size, config.decoder.vocab_size
     shape = (work.prompts, work.images, 1, size, size, 3)
     images = rng.normal(size=shape).astype(np.float32)
     tokens = rng.integers(0, vocabulary, (work.prompts, work.length)).astype(np.int32)

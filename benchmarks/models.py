@@ -1,9 +1,9 @@
 """Models to measure, with random weights: those of the reference figures, and released shapes."""
 
-from flamingo_jax.models.connectors.perceiver import ResamplerConfig
+from flamingo_jax.models.connectors.perceiver import PerceiverConfig
 from flamingo_jax.models.decoder import DecoderConfig
-from flamingo_jax.models.fusion.cross_attention import CrossAttentionConfig
-from flamingo_jax.models.vision.clip import VisionConfig
+from flamingo_jax.models.fusion.cross_attention import GatedCrossAttentionConfig
+from flamingo_jax.models.vision.clip import ClipVisionConfig
 from flamingo_jax.models.vlm import ModelConfig
 
 # Of the decoder: width, layers, heads, vocabulary, interval of cross-attention.
@@ -13,7 +13,7 @@ SIZES = {
     "3b": (2048, 24, 16, 50_280, 1),
     "9b": (4096, 32, 32, 50_280, 4),
 }
-CLIP = VisionConfig(width=1024, num_layers=24, num_heads=16, activation="quick_gelu")
+CLIP = ClipVisionConfig(width=1024, num_layers=24, num_heads=16, activation="quick_gelu")
 
 
 def model_config(size: str, layers: int = 0) -> ModelConfig:
@@ -28,11 +28,11 @@ def model_config(size: str, layers: int = 0) -> ModelConfig:
     """
     width, own_layers, heads, vocabulary, interval = SIZES[size]
     released = size in ("3b", "9b")
-    vision = VisionConfig(
+    vision = ClipVisionConfig(
         width=width // 2, num_layers=3 * own_layers // 4, num_heads=4, image_size=112, patch_size=14
     )
     return ModelConfig(
-        vision=CLIP if released else vision,
+        encoder=CLIP if released else vision,
         decoder=DecoderConfig(
             width=width,
             num_layers=layers or own_layers,
@@ -44,8 +44,8 @@ def model_config(size: str, layers: int = 0) -> ModelConfig:
             attention_bias=False,
             mlp_bias=False,
         ),
-        resampler=ResamplerConfig(num_layers=2) if size == "tiny" else ResamplerConfig(),
-        cross_attention=CrossAttentionConfig(
+        connector=PerceiverConfig(num_layers=2) if size == "tiny" else PerceiverConfig(),
+        fusion=GatedCrossAttentionConfig(
             interval=interval, gate_init=0.5, feed_forward_everywhere=True
         ),
         dtype="bfloat16" if released else "float32",

@@ -75,7 +75,7 @@ class TorchFlamingo:
         self.lm.tie_weights()
         self.lm.eval()
         self.lm.register_forward_pre_hook(self._see, with_kwargs=True)
-        interval = config.cross_attention.interval
+        interval = config.fusion.interval
         for number, layer in enumerate(self.lm.transformer.blocks):
             if (number + 1) % interval == 0:
                 name = f"lang_encoder.{family.layers}.{number}.gated_cross_attn_layer"
@@ -90,7 +90,7 @@ class TorchFlamingo:
             self.text_time = self.text_time[:, -1:]
 
     def _before(self, weights: original.Weights) -> Any:
-        heads = self.config.cross_attention.num_heads
+        heads = self.config.fusion.num_heads
 
         def enter(module: Any, args: tuple) -> tuple:
             x = original.gated_cross_attention(weights, args[0], self.media, self.text_time, heads)
@@ -101,7 +101,7 @@ class TorchFlamingo:
     def _encode(self, images: torch.Tensor) -> None:
         """(B, T, 3, H, W), normalised."""
         images = images.to(self.device, self.dtype)
-        vision, resampler = self.config.vision, self.config.resampler
+        vision, resampler = self.config.encoder, self.config.connector
         quick = vision.activation == "quick_gelu"
         patches = original.openclip_patches(
             self.weights.below("vision_encoder"), images.flatten(0, 1), vision.num_heads, quick

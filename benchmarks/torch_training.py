@@ -47,7 +47,7 @@ class TorchTraining:
         )
 
     def patches(self, rows: NameTable) -> torch.Tensor:
-        vision = self.model.config.vision
+        vision = self.model.config.encoder
         with torch.no_grad(), self.autocast:
             return original.openclip_patches(
                 self.model.weights.below("vision_encoder"),
@@ -57,7 +57,7 @@ class TorchTraining:
             )
 
     def latents(self, patches: torch.Tensor, rows: NameTable) -> torch.Tensor:
-        heads = self.model.config.resampler.num_heads
+        heads = self.model.config.connector.num_heads
         with self.autocast:
             latents = original.resample(self.model.weights.below("perceiver"), patches, heads)
         return latents.unflatten(0, (-1, rows["images"].shape[1]))

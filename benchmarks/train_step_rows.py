@@ -76,7 +76,7 @@ def _example(
     config: Config, stream: StreamConfig, size: tuple[int, int], rng: np.random.Generator
 ) -> Example:
     """One document, its images spread evenly over the text, with padding after it."""
-    (length, images), model, pixels = size, config.model, config.model.vision.image_size
+    (length, images), model, pixels = size, config.model, config.model.encoder.image_size
     places = np.arange(stream.text_length)
     tokens = rng.integers(0, model.decoder.vocab_size, stream.text_length)
     tokens[: images * (length // images) : length // images] = model.image_token

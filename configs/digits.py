@@ -10,7 +10,7 @@ def get_config() -> ConfigDict:
     return ConfigDict(
         {
             "model": {
-                "vision": {
+                "encoder": {
                     "image_size": 8,
                     "patch_size": 4,
                     "width": 64,
@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
                     "num_heads": 4,
                     "activation": "quick_gelu",
                 },
-                "resampler": {"num_layers": 1, "num_latents": 4, "num_heads": 4, "head_dim": 16},
+                "connector": {"num_layers": 1, "num_latents": 4, "num_heads": 4, "head_dim": 16},
                 "decoder": {
                     "vocab_size": 40,
                     "num_new_tokens": 2,
@@ -28,7 +28,7 @@ def get_config() -> ConfigDict:
                     "position": "rotary",
                     "rotary_fraction": 0.25,
                 },
-                "cross_attention": {
+                "fusion": {
                     "interval": 1,
                     "num_heads": 4,
                     "head_dim": 16,

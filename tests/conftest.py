@@ -24,11 +24,11 @@ from hypothesis import settings
 from PIL import ImageFile
 
 import flamingo_jax
-from flamingo_jax.models.connectors.perceiver import ResamplerConfig
+from flamingo_jax.models.connectors.perceiver import PerceiverConfig
 from flamingo_jax.models.decoder import DecoderConfig
-from flamingo_jax.models.fusion.cross_attention import CrossAttentionConfig
+from flamingo_jax.models.fusion.cross_attention import GatedCrossAttentionConfig
 from flamingo_jax.models.params import model_graph
-from flamingo_jax.models.vision.clip import VisionConfig
+from flamingo_jax.models.vision.clip import ClipVisionConfig
 from flamingo_jax.models.vlm import ModelConfig
 
 settings.register_profile("compiled", deadline=None, max_examples=30)  # examples compile
@@ -40,9 +40,9 @@ VOCAB, IMAGE = 30, 31  # rows of the pretrained table, and the id of <image>
 def small_config(**decoder) -> ModelConfig:
     """Five decoder layers with a cross-attention every second one: one layer is left over."""
     return ModelConfig(
-        vision=VisionConfig(width=16, num_layers=2, num_heads=2, image_size=8, patch_size=4),
-        resampler=ResamplerConfig(num_layers=2, num_latents=3, num_heads=2, head_dim=8),
-        cross_attention=CrossAttentionConfig(interval=2, num_heads=2, head_dim=8),
+        encoder=ClipVisionConfig(width=16, num_layers=2, num_heads=2, image_size=8, patch_size=4),
+        connector=PerceiverConfig(num_layers=2, num_latents=3, num_heads=2, head_dim=8),
+        fusion=GatedCrossAttentionConfig(interval=2, num_heads=2, head_dim=8),
         decoder=DecoderConfig(
             **{
                 "width": 16,

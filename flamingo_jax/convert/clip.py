@@ -2,7 +2,7 @@
 
 from flamingo_jax.models.block import BlockConfig
 from flamingo_jax.models.clip import TextConfig
-from flamingo_jax.models.vision.clip import VisionConfig
+from flamingo_jax.models.vision.clip import ClipVisionConfig
 from flamingo_jax.weights.views import NameTable, TensorView, array, identity, linear, norm, part
 
 # What the files hold beside the vision tower.
@@ -19,7 +19,7 @@ HF_OTHERS = (
 )
 
 
-def _patches(name: str, c: VisionConfig) -> NameTable:
+def _patches(name: str, c: ClipVisionConfig) -> NameTable:
     # Ours multiplies patches laid out (row, column, colour); torch's convolution is (out, colour,
     # row, column).
     shape = (c.width, 3, c.patch_size, c.patch_size)
@@ -58,7 +58,7 @@ def _hf_layers(ours: str, layer: str, c: BlockConfig) -> NameTable:
     return rows
 
 
-def openclip_rows(c: VisionConfig) -> NameTable:
+def openclip_rows(c: ClipVisionConfig) -> NameTable:
     width = c.width
     rows = _patches("conv1.weight", c)
     rows |= array("vision/class_embedding", "class_embedding", width)
@@ -69,7 +69,7 @@ def openclip_rows(c: VisionConfig) -> NameTable:
     return rows | _openclip_layers("vision/layer", c)
 
 
-def hf_rows(c: VisionConfig) -> NameTable:
+def hf_rows(c: ClipVisionConfig) -> NameTable:
     base, width = "vision_model.", c.width
     rows = _patches(f"{base}embeddings.patch_embedding.weight", c)
     rows |= {

@@ -7,14 +7,14 @@ import numpy as np
 
 from flamingo_jax.convert.family import activation, require_keys
 from flamingo_jax.models.clip import TextConfig
-from flamingo_jax.models.vision.clip import VisionConfig
+from flamingo_jax.models.vision.clip import ClipVisionConfig
 
 
-def openclip_config(config: Mapping[str, Any]) -> VisionConfig:
+def openclip_config(config: Mapping[str, Any]) -> ClipVisionConfig:
     """From OpenCLIP's model config (`embed_dim`, `vision_cfg`, `quick_gelu`)."""
     vision = config["vision_cfg"]
     size, width = require_keys(vision, "image_size", "width")
-    return VisionConfig(
+    return ClipVisionConfig(
         **_openclip_blocks(config, vision),
         num_heads=width // (vision.get("head_width") or 64),
         image_size=size,
@@ -23,11 +23,11 @@ def openclip_config(config: Mapping[str, Any]) -> VisionConfig:
     )
 
 
-def openclip_config_of(tensors: Mapping[str, np.ndarray], quick_gelu: bool) -> VisionConfig:
+def openclip_config_of(tensors: Mapping[str, np.ndarray], quick_gelu: bool) -> ClipVisionConfig:
     """From the shapes in a bare state dict."""
     width, _, patch, _ = tensors["conv1.weight"].shape
     patches = tensors["positional_embedding"].shape[0] - 1
-    return VisionConfig(
+    return ClipVisionConfig(
         **_blocks_of(tensors, width, quick_gelu),
         image_size=round(patches**0.5) * patch,
         patch_size=patch,
@@ -35,11 +35,11 @@ def openclip_config_of(tensors: Mapping[str, np.ndarray], quick_gelu: bool) -> V
     )
 
 
-def hf_config(config: Mapping[str, Any], projected: bool) -> VisionConfig:
+def hf_config(config: Mapping[str, Any], projected: bool) -> ClipVisionConfig:
     """From the config.json of a CLIP model or of its vision tower alone."""
     vision = {**config, **(config.get("vision_config") or {})}
     projection = config.get("projection_dim") or vision.get("projection_dim") or 512
-    return VisionConfig(
+    return ClipVisionConfig(
         **_hf_blocks(vision),
         image_size=vision.get("image_size") or 224,
         patch_size=vision.get("patch_size") or 32,
@@ -122,7 +122,7 @@ def _hf_blocks(tower: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def to_hf_config(c: VisionConfig) -> dict[str, Any]:
+def to_hf_config(c: ClipVisionConfig) -> dict[str, Any]:
     """The config.json with which transformers builds this vision encoder."""
     return {
         "architectures": [

@@ -106,10 +106,10 @@ def export_hf(directory: ModelDirectory, out: Path) -> None:
     """
     config, family = directory.config, family_named(directory.origin.family)
     language_rows = of.language_rows(family, config.decoder)
-    vision_config = clip_config.to_hf_config(config.vision)
+    vision_config = clip_config.to_hf_config(config.encoder)
     parts = {
         "language_model": ("decoder/", language_rows, directory.origin.language_config),
-        "vision": ("vision/", clip.hf_rows(config.vision), vision_config),
+        "vision": ("vision/", clip.hf_rows(config.encoder), vision_config),
     }
     dtype = jnp.dtype(config.dtype)
     entries = {}

@@ -24,10 +24,10 @@ from flamingo_jax.convert.parts import (
     split,
 )
 from flamingo_jax.errors import UserError
-from flamingo_jax.models.connectors.perceiver import ResamplerConfig
-from flamingo_jax.models.fusion.cross_attention import CrossAttentionConfig
+from flamingo_jax.models.connectors.perceiver import PerceiverConfig
+from flamingo_jax.models.fusion.cross_attention import GatedCrossAttentionConfig
 from flamingo_jax.models.params import init_params, model_graph
-from flamingo_jax.models.vision.clip import VisionConfig
+from flamingo_jax.models.vision.clip import ClipVisionConfig
 from flamingo_jax.models.vlm import ModelConfig
 from flamingo_jax.text.growing import (
     TokenIds,
@@ -40,7 +40,7 @@ from flamingo_jax.weights.readers import read_directory, read_json, read_weights
 from flamingo_jax.weights.views import LazyArray, NameTable, Tensors, check, leaves, make_plan
 
 Dtype = Literal["float32", "bfloat16"]
-Vision = tuple[VisionConfig, VisionNames]
+Vision = tuple[ClipVisionConfig, VisionNames]
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def import_backbones(
     )
 
 
-def _joining_config(tensors: Tensors) -> ResamplerConfig:
+def _joining_config(tensors: Tensors) -> PerceiverConfig:
     """Sizes of the resampler in a checkpoint; heads are 64 wide."""
 
     def rows(name: str, default: int = 0) -> int:
@@ -181,8 +181,8 @@ def _joining_config(tensors: Tensors) -> ResamplerConfig:
     numbers = {n.split(".")[2] for n in tensors if n.startswith("perceiver.layers.")}
     first = "perceiver.layers.0"
     width = tensors["perceiver.latents"].shape[-1] if "perceiver.latents" in tensors else 1
-    default = ResamplerConfig()
-    return ResamplerConfig(
+    default = PerceiverConfig()
+    return PerceiverConfig(
         num_layers=len(numbers),
         num_latents=rows("perceiver.latents", default.num_latents),
         num_heads=rows(f"{first}.0.to_q.weight", 512) // 64,
@@ -212,10 +212,10 @@ def _assemble(
     if decoder.tie_head:
         drop_tied_head(parts.language, family, source)
     config = ModelConfig(
-        vision=vision[0],
+        encoder=vision[0],
         decoder=decoder,
-        resampler=_joining_config(parts.joining) if parts.joining else ResamplerConfig(),
-        cross_attention=CrossAttentionConfig(interval=interval, feed_forward_everywhere=True),
+        connector=_joining_config(parts.joining) if parts.joining else PerceiverConfig(),
+        fusion=GatedCrossAttentionConfig(interval=interval, feed_forward_everywhere=True),
         dtype=dtype,
     )
     shapes = model_graph(config).shapes()
@@ -224,7 +224,7 @@ def _assemble(
     joining = ("resampler/", "cross_attention/")
     groups: list[tuple[tuple[str, ...], NameTable, Tensors, str]] = [
         (("decoder/",), language_rows, parts.language, "the language model"),
-        (("vision/",), clip.ROWS[vision[1]](config.vision), parts.vision, "the vision encoder"),
+        (("vision/",), clip.ROWS[vision[1]](config.encoder), parts.vision, "the vision encoder"),
     ]
     if parts.joining:
         rows = of.joining_rows(family, config)

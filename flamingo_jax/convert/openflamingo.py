@@ -57,8 +57,8 @@ def _attention(ours: str, name: str, width: int, media_width: int, inner: int) -
 
 def joining_rows(family: Family, c: ModelConfig) -> NameTable:
     """Resampler and cross-attention."""
-    width, media = c.decoder.width, c.vision.width
-    r, x = c.resampler, c.cross_attention
+    width, media = c.decoder.width, c.encoder.width
+    r, x = c.connector, c.fusion
     layer, attention = "perceiver.layers.{i}.1", "perceiver.layers.{i}.0"
     rows = array("resampler/latents", "perceiver.latents", r.num_latents, media)
     if r.max_frames:
@@ -94,6 +94,6 @@ def all_rows(family: Family, c: ModelConfig) -> NameTable:
 
     return {
         **renamed(language_rows(family, c.decoder), lambda name: wrap(family, name)),
-        **renamed(openclip_rows(c.vision), lambda name: f"vision_encoder.{name}"),
+        **renamed(openclip_rows(c.encoder), lambda name: f"vision_encoder.{name}"),
         **joining_rows(family, c),
     }

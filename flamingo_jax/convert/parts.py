@@ -12,7 +12,7 @@ from flamingo_jax.convert import clip, clip_config
 from flamingo_jax.convert import openflamingo_names as names
 from flamingo_jax.convert.family import Family, require_keys
 from flamingo_jax.errors import UserError
-from flamingo_jax.models.vision.clip import VisionConfig
+from flamingo_jax.models.vision.clip import ClipVisionConfig
 from flamingo_jax.weights.readers import read_file, read_json, read_weights
 from flamingo_jax.weights.views import Tensors
 
@@ -28,7 +28,7 @@ class Parts:
     joining: Tensors
 
 
-def read_vision(path: Path, quick_gelu: bool) -> tuple[VisionConfig, VisionNames, Tensors]:
+def read_vision(path: Path, quick_gelu: bool) -> tuple[ClipVisionConfig, VisionNames, Tensors]:
     """(config, whose names, tensors) of CLIP's vision tower, whoever wrote the file."""
     tensors = read_weights(path)
     tensors = {re.sub(r"^module\.", "", name): t for name, t in tensors.items()}

@@ -40,7 +40,7 @@ class Inputs:
     def draw(cls, model: LoadedModel, seed: int) -> "Inputs":
         rng = np.random.default_rng(seed)
         config = model.config
-        size = config.vision.image_size
+        size = config.encoder.image_size
         tokens = rng.integers(0, config.decoder.vocab_size, (2, TEXT_LENGTH)).astype(np.int32)
         tokens[:, 3] = tokens[0, 11] = tokens[1, 17] = config.image_token
         tokens[0, 20] = config.end_of_chunk_token
@@ -99,7 +99,7 @@ def _stages(
     x, context = decoder.embed(tokens, segments), decoder.context(segments)
     patches = flamingo.vision(rearrange(images, "b t f h w c -> (b t f) h w c"))
     stages = {"vision": patches, "resampler": latents, "embedding": x}
-    interval, num_layers = config.cross_attention.interval, config.decoder.num_layers
+    interval, num_layers = config.fusion.interval, config.decoder.num_layers
     whole = num_layers // interval * interval
     for layer in range(num_layers):
         group, position = divmod(layer, interval)
@@ -133,15 +133,15 @@ def _theirs(directory: ModelDirectory, source: Imported, inputs: Inputs) -> Acti
     with torch.no_grad():
         vision = tensors(source.parts.vision)
         patches = _vision(source, vision, images)
-        latents = original.resample(weights.below("perceiver"), patches, config.resampler.num_heads)
+        latents = original.resample(weights.below("perceiver"), patches, config.connector.num_heads)
         media = latents.unflatten(0, (len(tokens), -1))
         text_time = (tokens == config.image_token).cumsum(-1)
 
         def before(layer: int, x: Any) -> Any:
-            if (layer + 1) % config.cross_attention.interval:
+            if (layer + 1) % config.fusion.interval:
                 return x
             name = f"lang_encoder.{source.family.layers}.{layer}.gated_cross_attn_layer"
-            heads = config.cross_attention.num_heads
+            heads = config.fusion.num_heads
             return original.gated_cross_attention(weights.below(name), x, media, text_time, heads)
 
         language = tensors(source.parts.language)
@@ -151,7 +151,7 @@ def _theirs(directory: ModelDirectory, source: Imported, inputs: Inputs) -> Acti
 
 
 def _vision(source: Imported, vision: dict[str, Any], images: Any) -> Any:
-    config = source.config.vision
+    config = source.config.encoder
     if source.vision_names == "openclip":
         quick = config.activation == "quick_gelu"
         return original.openclip_patches(original.Weights(vision), images, config.num_heads, quick)

@@ -83,7 +83,7 @@ class Asker:
         self._round_length = round_length
         self._config = model_config(model.graph)
         kept = max(KEPT_IMAGES, 2 * batch_size * num_images)
-        self.pictures = Pictures(task, data, self._config.vision.image_size, kept)
+        self.pictures = Pictures(task, data, self._config.encoder.image_size, kept)
 
     def texts(self, prompts: Sequence[Prompt], *, counts_prompt: bool) -> list[str]:
         """The best continuation of each prompt."""
@@ -134,7 +134,7 @@ class Asker:
         rows = [*prompts, *[prompts[-1]] * (self._batch_size - len(prompts))]
         ids = [self._model.encode(prompt.text, True) for prompt in rows]
         length = -(-max(map(len, ids)) // self._round_length) * self._round_length
-        slots, size = self._num_images, self._config.vision.image_size
+        slots, size = self._num_images, self._config.encoder.image_size
         tokens_BL = np.zeros((len(rows), length), np.int32)
         segments_BL = np.zeros((len(rows), length), np.int32)
         images = np.zeros((len(rows), slots, 1, size, size, 3), np.uint8)

@@ -71,7 +71,7 @@ def attention_maps(flamingo: Inference, query: Any) -> AttentionMaps:
     latents, patches, visible = _maps(
         flamingo.graph, flamingo.params, prompt.media_TFHWC[None], prompt.tokens_L[None]
     )
-    num_frames, side = prompt.media_TFHWC.shape[1], flamingo.config.vision
+    num_frames, side = prompt.media_TFHWC.shape[1], flamingo.config.encoder
     height = side.image_size // side.patch_size
     tokenizer = flamingo.processor.tokenizer
     return AttentionMaps(
@@ -114,7 +114,7 @@ def _run_layers(
     """`Decoder.run_layers` written out, for what a scan does not let out."""
     decoder = model.decoder
     x, context = decoder.embed(tokens_BL, segments_BL), decoder.context(segments_BL)
-    for group in range(decoder.config.num_layers // model.config.cross_attention.interval):
+    for group in range(decoder.config.num_layers // model.config.fusion.interval):
         *before, last = (_layer(stack, group) for stack in decoder.layers)
         for block in before:
             x = block(x, context)

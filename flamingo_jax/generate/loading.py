@@ -78,12 +78,12 @@ class LoadedModel(Inference):
         images, tokens = jnp.asarray(images), jnp.asarray(tokens, jnp.int32)
         if images.dtype != jnp.uint8:
             images = images.astype(jnp.float32)
-        size = self.config.vision.image_size
+        size = self.config.encoder.image_size
         if images.ndim != 6 or images.shape[3:] != (size, size, 3):
             raise ValueError(
                 f"images have shape {images.shape}, expected (B, T, F, {size}, {size}, 3)"
             )
-        if not self.config.cross_attention.uniform_beyond_images:
+        if not self.config.fusion.uniform_beyond_images:
             check_image_count(np.asarray(tokens), self.config.image_token, images.shape[1])
         return self._forward(self.params, images, tokens, jnp.asarray(attention_mask, jnp.int32))
 
@@ -114,12 +114,12 @@ def load(
     if compat not in (None, "openflamingo"):
         raise UserError(f"compat is {compat!r}, expected None or 'openflamingo'")
     if compat:
-        cross = dataclasses.replace(config.cross_attention, uniform_beyond_images=True)
-        config = dataclasses.replace(config, cross_attention=cross)
+        cross = dataclasses.replace(config.fusion, uniform_beyond_images=True)
+        config = dataclasses.replace(config, fusion=cross)
     params = {}
     for path, leaf in opened.leaves.items():
         array = place(path, leaf, config.dtype, mesh)
         is_int8 = quantize == "int8" and int8.is_quantized(path)
         params[path] = int8.quantize(path, array) if is_int8 else array
-    processor = Processor(opened.folder, config.vision.image_size)
+    processor = Processor(opened.folder, config.encoder.image_size)
     return LoadedModel(config, model_graph(config), params, processor, opened.origin)

@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> None:
     if any(arg.startswith("--config") for arg in argv):
         config = cli.parse_config(argv, Config, complete)
         tokens = load_tokenizer(config.tokenizer, config.model.decoder.vocab_size)
-        streams = make_streams(_chosen(config.streams), tokens, config.model.vision.image_size)
+        streams = make_streams(_chosen(config.streams), tokens, config.model.encoder.image_size)
     else:
         cli.parse_flags(argv)
         streams = _bare_streams()

@@ -16,7 +16,7 @@ from flamingo_jax.models.block import (
     linear,
     stack,
 )
-from flamingo_jax.models.vision.clip import VisionConfig, VisionTransformer
+from flamingo_jax.models.vision.clip import ClipVisionConfig, VisionTransformer
 from flamingo_jax.ops.attention_xla import causal_mask
 from flamingo_jax.parallel.mesh import constrain_batch
 
@@ -42,7 +42,7 @@ class TextConfig(BlockConfig):
 class ClipConfig:
     """Two towers with projections of one width."""
 
-    vision: VisionConfig
+    vision: ClipVisionConfig
     text: TextConfig
 
     def __post_init__(self) -> None:

@@ -1,9 +1,9 @@
 """Flamingo: a vision encoder and a language model, joined by resampler and cross-attention."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,15 +13,15 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
 from flamingo_jax.models.block import stack
-from flamingo_jax.models.connectors.perceiver import PerceiverResampler, ResamplerConfig
+from flamingo_jax.models.connectors.perceiver import PerceiverConfig, PerceiverResampler
 from flamingo_jax.models.decoder import Decoder, DecoderConfig, segment_positions
 from flamingo_jax.models.fusion.cross_attention import (
-    CrossAttentionConfig,
     GatedCrossAttention,
+    GatedCrossAttentionConfig,
     visible_image,
 )
 from flamingo_jax.models.text import Texts
-from flamingo_jax.models.vision.clip import VisionConfig, VisionTransformer
+from flamingo_jax.models.vision.clip import ClipVisionConfig, VisionTransformer
 from flamingo_jax.parallel.fsdp import RematPolicy
 from flamingo_jax.parallel.mesh import concat_per_device, constrain_batch, split_per_device
 from flamingo_jax.text.documents import check_image_count
@@ -34,10 +34,10 @@ Patches = Float[Array, "B T F N D"]
 class ModelConfig:
     """A whole model. Its token ids: see `DecoderConfig`."""
 
-    vision: VisionConfig
+    encoder: ClipVisionConfig
+    connector: PerceiverConfig = field(default_factory=PerceiverConfig)
+    fusion: GatedCrossAttentionConfig = field(default_factory=GatedCrossAttentionConfig)
     decoder: DecoderConfig
-    resampler: ResamplerConfig = field(default_factory=ResamplerConfig)
-    cross_attention: CrossAttentionConfig = field(default_factory=CrossAttentionConfig)
     dtype: Literal["float32", "bfloat16"] = "float32"  # of activations and matmul inputs
     remat: RematPolicy = "none"
     # The loss looks at as many positions of each row at a time as have this much of float32 logits
@@ -52,9 +52,9 @@ class ModelConfig:
             )
         if self.max_logits_mib < 1:
             raise ValueError(f"max_logits_mib is {self.max_logits_mib}, it must be at least 1")
-        if not 1 <= self.cross_attention.interval <= self.decoder.num_layers:
+        if not 1 <= self.fusion.interval <= self.decoder.num_layers:
             raise ValueError(
-                f"cross_attention.interval is {self.cross_attention.interval}, it must be between "
+                f"fusion.interval is {self.fusion.interval}, it must be between "
                 f"1 and the decoder's {self.decoder.num_layers} layers"
             )
 
@@ -67,20 +67,34 @@ class ModelConfig:
         return self.decoder.vocab_size + 1
 
 
+# Keys of configs that were written before a model had an encoder, a connector and a fusion.
+FORMER_KEYS = {"vision": "encoder", "resampler": "connector", "cross_attention": "fusion"}
+
+
+def upgraded(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a stored `ModelConfig` with today's keys: files written before still open."""
+    kinds = {f.name: f.type.kind for f in fields(ModelConfig) if hasattr(f.type, "kind")}
+    renamed = {FORMER_KEYS.get(key, key): value for key, value in model.items()}
+    return {
+        key: {"kind": kinds[key], **value} if key in kinds else value
+        for key, value in renamed.items()
+    }
+
+
 class VisionLanguageModel(nnx.Module):
     """The model of arXiv 2204.14198, as OpenFlamingo (arXiv 2308.01390) builds it."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         self.dtype = dtype = jnp.dtype(config.dtype)
-        cross, decoder = config.cross_attention, config.decoder
-        self.vision = VisionTransformer(config.vision, dtype=dtype, rngs=rngs)
+        cross, decoder = config.fusion, config.decoder
+        self.vision = VisionTransformer(config.encoder, dtype=dtype, rngs=rngs)
         self.resampler = PerceiverResampler(
-            config.resampler, config.vision.width, dtype=dtype, rngs=rngs
+            config.connector, config.encoder.width, dtype=dtype, rngs=rngs
         )
         self.decoder = Decoder(decoder, interval=cross.interval, dtype=dtype, rngs=rngs)
         self.cross_attention = stack(
             lambda r: GatedCrossAttention(
-                cross, decoder.width, config.vision.width, dtype=dtype, rngs=r
+                cross, decoder.width, config.encoder.width, dtype=dtype, rngs=r
             ),
             decoder.num_layers // cross.interval,
             rngs,
@@ -200,7 +214,7 @@ class VisionLanguageModel(nnx.Module):
         self.config.decoder.check_length(tokens_BL.shape[1])
         if segments_BL is None:
             segments_BL = jnp.ones_like(tokens_BL)
-        lenient = self.config.cross_attention.uniform_beyond_images
+        lenient = self.config.fusion.uniform_beyond_images
         if not lenient and not isinstance(tokens_BL, jax.core.Tracer):
             check_image_count(np.asarray(tokens_BL), self.config.image_token, images.shape[1])
         x_BLD = self.together([(self.encode_images(images), tokens_BL, segments_BL)])[0]

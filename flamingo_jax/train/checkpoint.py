@@ -13,6 +13,7 @@ from jax.experimental import multihost_utils
 
 from flamingo_jax.errors import UserError
 from flamingo_jax.files import write_text
+from flamingo_jax.models.vlm import upgraded
 from flamingo_jax.parallel import multihost
 from flamingo_jax.train.fingerprint import differing, fingerprints
 from flamingo_jax.train.step import TrainState
@@ -249,7 +250,9 @@ def check_same_run(workdir: Path, config: Mapping[str, Any]) -> None:
         ) from None
     wanted = json.loads(json.dumps(config))
     if path.exists() and _has_begun(workdir):
-        found, given = _flat(json.loads(path.read_text())), _flat(wanted)
+        stored = json.loads(path.read_text())
+        stored |= {"model": upgraded(stored["model"])} if "model" in stored else {}
+        found, given = _flat(stored), _flat(wanted)
         changed = [
             f"{key} was {found.get(key, 'absent')!r}, is now {given.get(key, 'absent')!r}"
             for key in sorted(found.keys() | given.keys())

@@ -4,16 +4,18 @@ A config file returns a `ConfigDict`; `schema.build` turns it once into these da
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from flamingo_jax.data.pipeline import SOURCES, DataConfig
 from flamingo_jax.data.streams import StreamConfig
 from flamingo_jax.evaluate import config as few_shot
 from flamingo_jax.evaluate.config import FewShotConfig
-from flamingo_jax.models.vlm import ModelConfig
+from flamingo_jax.models.vlm import ModelConfig, upgraded
 from flamingo_jax.parallel.mesh import MeshConfig
 from flamingo_jax.schema import build, dump
 from flamingo_jax.train.optimizer import OptimizerConfig
+from flamingo_jax.weights.readers import read_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +82,12 @@ class Config:
             )
         if not self.streams:
             raise ValueError("streams is empty: a run needs at least one stream of examples")
+
+
+def read_config(path: Path) -> Config:
+    """Reads the `config.json` of a run, of an earlier version too. UserError: it is damaged."""
+    values = read_json(path)
+    return build(Config, {**values, "model": upgraded(values["model"])}, str(path))
 
 
 def complete(values: dict[str, Any]) -> dict[str, Any]:

@@ -13,9 +13,8 @@ from flamingo_jax.evaluate.config import FewShotConfig
 from flamingo_jax.evaluate.inference import model_of_run
 from flamingo_jax.evaluate.results import Record, folder_name, read_lines
 from flamingo_jax.files import write_text
-from flamingo_jax.schema import build
 from flamingo_jax.train.checkpoint import Checkpointer, check_frozen
-from flamingo_jax.train.config import Config
+from flamingo_jax.train.config import read_config
 from flamingo_jax.train.fingerprint import fingerprints
 from flamingo_jax.train.setup import set_up
 
@@ -32,7 +31,7 @@ def evaluate(workdir: Path) -> Path:
     config_path = workdir / "config.json"
     if not config_path.is_file():
         raise UserError(f"{workdir} holds no run (no config.json); train one there first")
-    config = build(Config, json.loads(config_path.read_text()))
+    config = read_config(config_path)
     run = set_up(config)
     with closing(Checkpointer(workdir)) as checkpointer:
         restored = checkpointer.restore(run.state_like())

@@ -1,6 +1,5 @@
 """A training run → the model directory of its latest checkpoint."""
 
-import json
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,10 @@ import numpy as np
 from flamingo_jax.data.tokenizer import load_tokenizer
 from flamingo_jax.errors import UserError
 from flamingo_jax.models.params import Params, cast, init_params, model_graph, select
-from flamingo_jax.schema import build
 from flamingo_jax.text.growing import PAD
 from flamingo_jax.text.tokenizer import TextTokens
 from flamingo_jax.train.checkpoint import Checkpointer, check_frozen
-from flamingo_jax.train.config import Config
+from flamingo_jax.train.config import Config, read_config
 from flamingo_jax.train.fingerprint import fingerprints
 from flamingo_jax.weights.model_directory import Provenance, open_directory, write_directory
 from flamingo_jax.weights.views import LazyArray
@@ -35,7 +33,7 @@ def write_run(workdir: Path, out: Path) -> int:
     config_path = workdir / "config.json"
     if not config_path.is_file() or not (workdir / "checkpoints").is_dir():
         raise UserError(f"{workdir} holds no run with a checkpoint: train one there first")
-    config = build(Config, json.loads(config_path.read_text()), str(config_path))
+    config = read_config(config_path)
     shapes = model_graph(config.model).shapes()
     trained = select(shapes, config.trainable)
     with closing(Checkpointer(workdir)) as checkpointer:

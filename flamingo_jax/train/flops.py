@@ -102,7 +102,7 @@ class StreamCounter:
     by_part: dict[Part, PartFlops] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        vision, resampler = self.model.vision, self.model.resampler
+        vision, resampler = self.model.encoder, self.model.connector
         images = self.stream.batch_size * self.stream.row_images
         frames = images * FRAMES
         latents = images * resampler.num_latents
@@ -188,8 +188,8 @@ class StreamCounter:
         return self.input_flows(path)
 
     def attentions(self) -> None:
-        vision, decoder = self.model.vision, self.model.decoder
-        cross, resampler = self.model.cross_attention, self.model.resampler
+        vision, decoder = self.model.encoder, self.model.decoder
+        cross, resampler = self.model.fusion, self.model.connector
         rows, images = self.stream.batch_size, self.stream.batch_size * self.stream.row_images
         length, latents = self.stream.row_length, resampler.num_latents
         tokens = vision.num_patches + 1

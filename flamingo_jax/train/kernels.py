@@ -34,7 +34,7 @@ def attention_kernels(config: Config, mesh: Mesh) -> str:
 def attention_calls(config: Config) -> Iterator[tuple[str, Call, AttentionChoice]]:
     """The self-attentions of a training step, and the resampler's."""
     model, streams = config.model, config.streams.values()
-    vision, resampler, decoder = model.vision, model.resampler, model.decoder
+    vision, resampler, decoder = model.encoder, model.connector, model.decoder
     if any(stream.row_images for stream in streams):
         tokens, latents = vision.num_patches + 1, resampler.num_latents
         call = Call(model.dtype, vision.head_width, tokens, tokens)

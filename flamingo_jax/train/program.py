@@ -122,7 +122,7 @@ def _compiler_options(mesh: Mesh) -> dict[str, bool | str]:
 
 def batch_shapes(config: Config) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
     """Shapes of one update's batch of every stream, over all devices."""
-    size = config.model.vision.image_size
+    size = config.model.encoder.image_size
     shapes = {}
     for name, stream in config.streams.items():
         text = stream.batch_size, stream.row_length
@@ -160,11 +160,11 @@ def _random_state(
 def _check_heads(model: ModelConfig, size: int) -> None:
     """A head that lies on two devices would be gathered in every layer."""
     heads = {
-        "vision.num_heads": model.vision.num_heads,
-        "resampler.num_heads": model.resampler.num_heads,
+        "encoder.num_heads": model.encoder.num_heads,
+        "connector.num_heads": model.connector.num_heads,
         "decoder.num_heads": model.decoder.num_heads,
         "decoder.num_kv_heads": model.decoder.kv_heads,
-        "cross_attention.num_heads": model.cross_attention.num_heads,
+        "fusion.num_heads": model.fusion.num_heads,
     }
     for key, count in heads.items():
         if count % size:
@@ -179,7 +179,7 @@ def _check_rows(config: Config) -> None:
         with errors_prefixed(f"config.streams.{name}.text_length"):
             config.model.decoder.check_length(min(stream.text_length, stream.part_length))
         with errors_prefixed(f"config.streams.{name}.num_images"):
-            config.model.resampler.check_media(stream.row_images)
+            config.model.connector.check_media(stream.row_images)
 
 
 def _check_batch_sizes(config: Config, row_parts: int) -> None:

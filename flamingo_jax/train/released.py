@@ -50,10 +50,10 @@ def released(decoder: dict[str, Any], interval: int, trainable: tuple[str, ...])
     return ConfigDict(
         {
             "model": {
-                "vision": VISION,
-                "resampler": {"num_layers": 6, "num_latents": 64, "num_heads": 8, "head_dim": 64},
+                "encoder": VISION,
+                "connector": {"num_layers": 6, "num_latents": 64, "num_heads": 8, "head_dim": 64},
                 "decoder": {**VOCABULARY, **decoder},
-                "cross_attention": {
+                "fusion": {
                     "interval": interval,
                     "num_heads": 8,
                     "head_dim": 64,

@@ -134,10 +134,10 @@ def _activations(counter: StreamCounter) -> tuple[dict[str, float], dict[str, fl
 def _inputs(counter: StreamCounter) -> dict[str, float]:
     """Numbers that parts read besides the stream of their own layers, and their gradients."""
     model, tokens = counter.model, counter.tokens
-    patches = tokens["media"] * model.vision.width * model.resampler.num_layers
-    blocks = model.decoder.num_layers // model.cross_attention.interval
-    latents = tokens["latents"] * model.vision.width * blocks
-    pixels = 3 * model.vision.patch_size**2 * tokens["media"]
+    patches = tokens["media"] * model.encoder.width * model.connector.num_layers
+    blocks = model.decoder.num_layers // model.fusion.interval
+    latents = tokens["latents"] * model.encoder.width * blocks
+    pixels = 3 * model.encoder.patch_size**2 * tokens["media"]
     return {
         "vision": pixels / jnp.dtype(model.dtype).itemsize,  # bytes, not numbers
         "resampler": (1 + counter.flows_resampler + 2 * counter.flows_vision) * patches,

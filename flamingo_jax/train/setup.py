@@ -64,7 +64,7 @@ def set_up(config: Config, devices: list[jax.Device] | None = None) -> Run:
     """
     program = build_program(config, devices)
     tokens = load_tokenizer(config.tokenizer, config.model.decoder.vocab_size)
-    streams = make_streams(config.streams, tokens, config.model.vision.image_size)
+    streams = make_streams(config.streams, tokens, config.model.encoder.image_size)
     opened = _open_model(config, program.graph.shapes()) if config.init_from else None
 
     key = jax.random.key(config.seed)

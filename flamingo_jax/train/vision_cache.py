@@ -75,7 +75,11 @@ class VisionCache:
             "images_found": lambda: self._found,
         }
         self._mesh = run.mesh
-        self._shape = (1, model.vision.num_patches, model.vision.width)  # F, N, D of a still image
+        self._shape = (
+            1,
+            model.encoder.num_patches,
+            model.encoder.width,
+        )
         self._dtype = jnp.dtype(model.dtype)
         self._size = min(stream.batch_size for stream in run.config.streams.values())
         self._weights = {p: x for p, x in frozen.items() if p.startswith(VISION)}
@@ -84,7 +88,7 @@ class VisionCache:
         facts = {
             "version": VERSION,
             "weights": {p: fingerprints[p] for p in self._weights},
-            "vision": dataclasses.asdict(model.vision),
+            "vision": {k: v for k, v in dataclasses.asdict(model.encoder).items() if k != "kind"},
             "dtype": model.dtype,
         }
         name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

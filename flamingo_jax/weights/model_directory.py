@@ -24,7 +24,7 @@ from jax.sharding import Mesh, NamedSharding
 from flamingo_jax.errors import UserError
 from flamingo_jax.models.params import model_graph
 from flamingo_jax.models.vision.clip import CLIP_MEAN, CLIP_STD
-from flamingo_jax.models.vlm import ModelConfig
+from flamingo_jax.models.vlm import ModelConfig, upgraded
 from flamingo_jax.parallel.sharding import parameter_spec
 from flamingo_jax.schema import build, dump
 from flamingo_jax.weights.readers import (
@@ -81,7 +81,7 @@ def write_directory(
         _write_json(folder / "weights.index.json", {"weight_map": index})
         facts = {"format": FORMAT, "model": dump(config), **dataclasses.asdict(origin)}
         _write_json(folder / "config.json", facts)
-        _write_json(folder / "preprocessor_config.json", image_settings(config.vision.image_size))
+        _write_json(folder / "preprocessor_config.json", image_settings(config.encoder.image_size))
         if tokenizer is not None:
             tokenizer.save_pretrained(folder / "tokenizer")
 
@@ -153,7 +153,7 @@ def open_directory(folder: Path | str) -> ModelDirectory:
     facts = read_json(folder / "config.json")
     if facts.pop("format", None) != FORMAT:
         raise UserError(f"{folder} is not in format {FORMAT}: import the model again")
-    config = build(ModelConfig, facts.pop("model"), f"{folder}/config.json: model")
+    config = build(ModelConfig, upgraded(facts.pop("model")), f"{folder}/config.json: model")
     arrays = {
         path: array
         for file in indexed_files(folder / "weights.index.json")

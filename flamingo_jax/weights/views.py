@@ -99,7 +99,7 @@ def locate(path: str, config: ModelConfig) -> tuple[str, tuple[int, ...] | None]
     Layers are numbered as the torch model numbers them; a cross-attention bears the number of the
     decoder layer it stands before.
     """
-    interval, num_layers = config.cross_attention.interval, config.decoder.num_layers
+    interval, num_layers = config.fusion.interval, config.decoder.num_layers
     whole = num_layers - num_layers % interval
     head, _, rest = path.partition("/")
     if head == "cross_attention":
@@ -109,7 +109,7 @@ def locate(path: str, config: ModelConfig) -> tuple[str, tuple[int, ...] | None]
     if head == "decoder" and rest.startswith("layers/"):
         _, position, rest = rest.split("/", 2)
         return f"decoder/layer/{rest}", tuple(range(int(position), whole, interval))
-    towers = {"vision": config.vision.num_layers, "resampler": config.resampler.num_layers}
+    towers = {"vision": config.encoder.num_layers, "resampler": config.connector.num_layers}
     return locate_in_tower(path, towers.get(head, 0))
 
 

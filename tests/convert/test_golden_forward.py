@@ -55,8 +55,8 @@ def test_text_with_too_many_image_marks(golden):
     with pytest.raises(ValueError, match="row 0 has 3 <image> tokens but 2 images"):
         golden.graph.merge(golden.params)(*inputs)
     config = golden.imported.config
-    cross = dataclasses.replace(config.cross_attention, uniform_beyond_images=True)
-    graph = model_graph(dataclasses.replace(config, cross_attention=cross))
+    cross = dataclasses.replace(config.fusion, uniform_beyond_images=True)
+    graph = model_graph(dataclasses.replace(config, fusion=cross))
     logits = jax.jit(lambda params: graph.merge(params)(*inputs))(golden.params)
     difference = np.abs(logits - golden.arrays["excess_logits"])
     assert difference[arrays["attention_mask"] == 1].max() < TOLERANCE

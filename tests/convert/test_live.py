@@ -28,7 +28,7 @@ def test_language_models(kind, vision, tmp_path):
     tokens = random_tokens()
     mask = np.ones_like(tokens)
     mask[1, 6:] = 0
-    size = imported.config.vision.image_size
+    size = imported.config.encoder.image_size
     images = np.zeros((2, 0, 1, size, size, 3), np.float32)
     ours = jax.jit(lambda p: graph.merge(p)(images, tokens, mask))(params)
     with torch.no_grad():

@@ -34,7 +34,7 @@ def both(kind, vision, folder):
 def compare(original, graph, params, *, beams, **settings):
     tokens, mask = random_tokens(rows=4), np.ones((4, 9), np.int32)
     mask[1, :3] = mask[2, :6] = 0
-    size = graph.merge(graph.shapes()).config.vision.image_size
+    size = graph.merge(graph.shapes()).config.encoder.image_size
     config = GenerationConfig(
         max_new_tokens=NEW,
         num_beams=beams,

@@ -3,11 +3,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from flamingo_jax.models.connectors.perceiver import PerceiverResampler, ResamplerConfig
+from flamingo_jax.models.connectors.perceiver import PerceiverConfig, PerceiverResampler
 from flamingo_jax.models.vision.clip import (
     CLIP_MEAN,
     CLIP_STD,
-    VisionConfig,
+    ClipVisionConfig,
     VisionTransformer,
     normalize,
 )
@@ -15,7 +15,7 @@ from tests.conftest import random_images
 
 
 def resampler(**sizes) -> PerceiverResampler:
-    config = ResamplerConfig(num_layers=2, num_latents=3, num_heads=2, head_dim=4, **sizes)
+    config = PerceiverConfig(num_layers=2, num_latents=3, num_heads=2, head_dim=4, **sizes)
     return PerceiverResampler(config, 8, dtype=jnp.float32, rngs=nnx.Rngs(0))
 
 
@@ -27,7 +27,7 @@ def test_uint8_images_are_normalised_as_clip_does(rng):
 
 
 def test_patch_tokens_exclude_the_class_token_and_the_last_norm(rng):
-    config = VisionConfig(
+    config = ClipVisionConfig(
         width=16, num_layers=1, num_heads=2, image_size=8, patch_size=4, projection_width=6
     )
     vision = VisionTransformer(config, dtype=jnp.float32, rngs=nnx.Rngs(0))
@@ -72,7 +72,7 @@ def test_more_frames_than_embeddings_are_refused(rng):
 
 
 def test_more_images_than_embeddings_are_refused():
-    config = ResamplerConfig(max_media=2)
+    config = PerceiverConfig(max_media=2)
     config.check_media(2)
     with pytest.raises(ValueError, match=r"3 media given.*raise resampler\.max_media"):
         config.check_media(3)

@@ -67,7 +67,7 @@ def test_feed_forward_everywhere_is_openflamingos_way(small, batch):
     config = small_config()
     everywhere = dataclasses.replace(
         config,
-        cross_attention=dataclasses.replace(config.cross_attention, feed_forward_everywhere=True),
+        fusion=dataclasses.replace(config.fusion, feed_forward_everywhere=True),
     )
     model = model_graph(everywhere).merge(small[1])
     images, tokens, segments = map(jnp.asarray, batch)
@@ -180,9 +180,9 @@ def test_new_rows_are_looked_up_and_trained_alone(tie_head, batch, rng):
 
 def test_an_interval_without_a_whole_group_is_refused():
     config = small_config()
-    cross = dataclasses.replace(config.cross_attention, interval=6)
+    cross = dataclasses.replace(config.fusion, interval=6)
     with pytest.raises(ValueError, match="interval is 6, it must be between 1 and the decoder's 5"):
-        dataclasses.replace(config, cross_attention=cross)
+        dataclasses.replace(config, fusion=cross)
 
 
 def test_bfloat16_has_finite_gradients(batch):

@@ -5,7 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flamingo_jax.models.fusion.cross_attention import CrossAttentionConfig, GatedCrossAttention
+from flamingo_jax.models.fusion.cross_attention import (
+    GatedCrossAttention,
+    GatedCrossAttentionConfig,
+)
 from flamingo_jax.ops import grouped_attention as blocks_of
 from flamingo_jax.ops.grouped_attention import (
     group_queries_by_image,
@@ -73,7 +76,7 @@ def test_moves_and_their_gradients(rng):
 def layer():
     from flax import nnx
 
-    config = CrossAttentionConfig(num_heads=2, head_dim=8, gate_init=0.7)
+    config = GatedCrossAttentionConfig(num_heads=2, head_dim=8, gate_init=0.7)
     return GatedCrossAttention(config, 16, 16, dtype=jnp.float32, rngs=nnx.Rngs(0))
 
 

@@ -40,14 +40,14 @@ BAD_INPUT = {
     "a mesh that does not fit": (["--config.mesh.data=3"], "does not fit 8 devices"),
     "heads that do not divide by the mesh": (
         ["--config.mesh.tensor=4"],
-        "config.mesh.tensor is 4, which does not divide config.model.vision.num_heads 2",
+        "config.mesh.tensor is 4, which does not divide config.model.encoder.num_heads 2",
     ),
     "a text longer than the learned positions": (
         ["--config.model.decoder.position=learned", "--config.model.decoder.max_length=10"],
         "config.streams.interleaved.text_length: text of 14 tokens is longer than the 10 learned",
     ),
     "more images than embeddings": (
-        ["--config.model.resampler.max_media=3"],
+        ["--config.model.connector.max_media=3"],
         "config.streams.interleaved.num_images: 4 media given, the resampler has embeddings for 3",
     ),
     "no checkpoint is kept": (

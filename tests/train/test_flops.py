@@ -23,7 +23,7 @@ NEW = ("^resampler/", "^cross_attention/", "^decoder/embedding/new_rows$")
 def config_of(remat="none", trainable=NEW, **decoder) -> Config:
     """Widths large enough that the layers dominate, and a layer left over."""
     values = tiny.get_config().to_dict()
-    values["model"]["vision"].update(width=32)
+    values["model"]["encoder"].update(width=32)
     values["model"]["decoder"].update(width=32, num_layers=5, **decoder)
     values["model"]["remat"] = remat
     values["trainable"] = trainable

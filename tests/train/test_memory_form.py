@@ -29,10 +29,10 @@ def config_of(remat: str) -> Config:
     """Every kind of matrix has its own shape."""
     values = tiny.get_config().to_dict()
     model = values["model"]
-    model["vision"].update(width=96, num_layers=2, mlp_width=320)
-    model["resampler"].update(num_layers=2, num_heads=2, head_dim=40, feed_forward_multiple=3)
+    model["encoder"].update(width=96, num_layers=2, mlp_width=320)
+    model["connector"].update(num_layers=2, num_heads=2, head_dim=40, feed_forward_multiple=3)
     model["decoder"].update(width=128, num_layers=5, mlp_width=384, vocab_size=40)
-    model["cross_attention"].update(interval=2, num_heads=2, head_dim=88)
+    model["fusion"].update(interval=2, num_heads=2, head_dim=88)
     model["remat"] = remat
     values["mesh"] = {"data": 1, "fsdp": 8}
     return build(Config, values)

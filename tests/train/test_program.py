@@ -17,7 +17,7 @@ def config(max_length: int, max_media: int, pack: Packing) -> Config:
     """Documents of up to 14 tokens and 4 images, packed; see `tests/tiny.py`."""
     values = tiny.get_config()
     values.model.decoder.update(position="learned", max_length=max_length)
-    values.model.resampler.max_media = max_media
+    values.model.connector.max_media = max_media
     made = build(Config, values.to_dict())
     interleaved = dataclasses.replace(made.streams["interleaved"], pack=pack)
     return dataclasses.replace(made, streams={**made.streams, "interleaved": interleaved})

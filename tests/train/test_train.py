@@ -101,7 +101,7 @@ def test_checkpoint_size_does_not_grow_with_the_frozen_model(trained, tmp_path):
         return sum(f.stat().st_size for f in files if f.is_file())
 
     large = tiny.get_config()
-    large.model.vision.mlp_width = 4096
+    large.model.encoder.mlp_width = 4096
     large.model.decoder.mlp_width = 4096
     large.num_steps = large.checkpoint_every = 1
     train(build(Config, large.to_dict()), tmp_path, jax.devices()[:1])

@@ -105,7 +105,7 @@ class ZeroShot:
         self, questions: Sequence[Question]
     ) -> tuple[tuple[Any, np.ndarray, np.ndarray], np.ndarray]:
         """(images, tokens, segments) and the number of each row's images."""
-        processor, size = self._model.processor, self._model.config.vision.image_size
+        processor, size = self._model.processor, self._model.config.encoder.image_size
         ids = [processor.tokenizer.encode(self._text(*question)) for question in questions]
         counts_B = np.array([len(pictures) for _, pictures in questions])
         shape = len(ids), max(map(len, ids))

@@ -75,7 +75,7 @@ def pad_prompts(
         raise ValueError(
             f"row {row} ends with padding: pad prompts on the left, and give each a token"
         )
-    lenient = config.cross_attention.uniform_beyond_images
+    lenient = config.fusion.uniform_beyond_images
     if not lenient:
         check_image_count(np.where(segments != 0, tokens, -1), config.image_token, counts)
     config.decoder.check_length(int((segments == segments[:, -1:]).sum(axis=1).max()) + room)

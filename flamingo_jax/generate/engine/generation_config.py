@@ -144,7 +144,7 @@ def knobs_of(
 
 def may_show_images(config: GenerationConfig, model: ModelConfig, padded: PaddedPrompts) -> bool:
     """Whether a continuation can see an image that its prompt has not shown yet."""
-    if model.cross_attention.uniform_beyond_images:  # an <image> too many sees all of its row
+    if model.fusion.uniform_beyond_images:  # an <image> too many sees all of its row
         return True
     is_bad = model.image_token in _bad_tokens(config, model)
     return not is_bad and padded.has_spare_images(model.image_token)

@@ -146,7 +146,7 @@ def perplexity(
     config = model_config(graph)
     tokens = np.asarray(tokens_BL, np.int32)
     segments = np.ones_like(tokens) if segments_BL is None else np.asarray(segments_BL, np.int32)
-    if not config.cross_attention.uniform_beyond_images:
+    if not config.fusion.uniform_beyond_images:
         check_image_count(np.where(segments != 0, tokens, -1), config.image_token, images.shape[1])
     counted = (segments[:, 1:] != 0) & (segments[:, 1:] == segments[:, :-1])
     counted &= tokens[:, 1:] != config.image_token

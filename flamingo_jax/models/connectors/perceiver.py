@@ -1,6 +1,7 @@
 """Perceiver Resampler: any number of patch tokens and frames → a fixed number of latents."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +19,10 @@ from flamingo_jax.parallel.mesh import constrain_batch
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResamplerConfig:
+class PerceiverConfig:
     """Section 2.1 of the Flamingo paper (arXiv 2204.14198); OpenFlamingo's sizes."""
 
+    kind: Literal["perceiver"] = "perceiver"
     num_layers: int = 6
     num_latents: int = 64
     num_heads: int = 8
@@ -37,14 +39,14 @@ class ResamplerConfig:
             if most and count > most:
                 raise ValueError(
                     f"{count} {name} given, the resampler has embeddings for {most}: "
-                    f"give fewer, or raise resampler.max_{name}"
+                    f"give fewer, or raise connector.max_{name}"
                 )
 
 
 class ResamplerLayer(nnx.Module):
     """Latents attend to [patch tokens, latents], then a feed-forward; both residual."""
 
-    def __init__(self, config: ResamplerConfig, width: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, config: PerceiverConfig, width: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         inner = config.num_heads * config.head_dim
         self.media_norm = layer_norm(width, dtype=dtype, rngs=rngs)
         self.latent_norm = layer_norm(width, dtype=dtype, rngs=rngs)
@@ -104,7 +106,7 @@ class ResamplerLayer(nnx.Module):
 class PerceiverResampler(nnx.Module):
     """Learned latents that read the patch tokens of one image, or of all frames of one video."""
 
-    def __init__(self, config: ResamplerConfig, width: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, config: PerceiverConfig, width: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         def embedding(count: int) -> nnx.Param | None:
             if not count:
                 return None

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -28,9 +29,10 @@ MediaKeysValues = tuple[Float[Array, "B H T R K"], Float[Array, "B H T R K"]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class CrossAttentionConfig:
+class GatedCrossAttentionConfig:
     """Section 2.2 of the Flamingo paper (arXiv 2204.14198); OpenFlamingo's sizes."""
 
+    kind: Literal["gated_cross_attention"] = "gated_cross_attention"
     interval: int = 1  # one block before every `interval`-th decoder layer
     num_heads: int = 8
     head_dim: int = 64
@@ -69,7 +71,7 @@ class GatedCrossAttention(nnx.Module):
 
     def __init__(
         self,
-        config: CrossAttentionConfig,
+        config: GatedCrossAttentionConfig,
         width: int,
         media_width: int,
         *,

@@ -1,6 +1,7 @@
 """CLIP vision transformer (arXiv 2103.00020), giving patch tokens as OpenFlamingo takes them."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -27,9 +28,10 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True, kw_only=True)
-class VisionConfig(BlockConfig):
+class ClipVisionConfig(BlockConfig):
     """A CLIP ViT. `activation`: "quick_gelu" for OpenAI's weights, "gelu" for most others."""
 
+    kind: Literal["clip"] = "clip"
     image_size: int = 224
     patch_size: int = 14
     projection_width: int = 0  # of the pooled embedding shared with CLIP's text tower; 0: none
@@ -58,7 +60,7 @@ def normalize(images: Pixels) -> Float[Array, "... 3"]:
 class VisionTransformer(nnx.Module):
     """Patches, class token, learned positions, pre-norm layers."""
 
-    def __init__(self, config: VisionConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, config: ClipVisionConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
         width, patch = config.width, config.patch_size
 
         def embedding(*shape: int) -> nnx.Param:

@@ -29,9 +29,7 @@ def build(family, cross):
         config = dataclasses.replace(
             config, decoder=dataclasses.replace(config.decoder, num_kv_heads=0)
         )
-    config = dataclasses.replace(
-        config, cross_attention=dataclasses.replace(config.cross_attention, **cross)
-    )
+    config = dataclasses.replace(config, fusion=dataclasses.replace(config.fusion, **cross))
     return model_graph(config).merge(random_params(config))
 
 
