@@ -79,7 +79,7 @@ def checkpoint_shapes(facts: dict[str, Any]) -> Shapes:
     from flamingo_jax.convert import clip_config
     from flamingo_jax.convert.families import family_of
     from flamingo_jax.convert.openflamingo import all_rows
-    from flamingo_jax.models.fusion.cross_attention import GatedCrossAttentionConfig
+    from flamingo_jax.models.fusion.gated_cross_attention import GatedCrossAttentionConfig
     from flamingo_jax.models.params import model_graph
     from flamingo_jax.models.vlm import ModelConfig
     from flamingo_jax.weights.views import make_plan, torch_shapes

@@ -2,7 +2,7 @@
 
 from flamingo_jax.models.connectors.perceiver import PerceiverConfig
 from flamingo_jax.models.decoder import DecoderConfig
-from flamingo_jax.models.fusion.cross_attention import GatedCrossAttentionConfig
+from flamingo_jax.models.fusion.gated_cross_attention import GatedCrossAttentionConfig
 from flamingo_jax.models.vision.clip import ClipVisionConfig
 from flamingo_jax.models.vlm import ModelConfig
 

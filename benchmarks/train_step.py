@@ -28,7 +28,7 @@ from benchmarks.models import SIZES
 from benchmarks.train_step_rows import Data, run_config
 from benchmarks.train_step_sides import PARTS, serve
 from flamingo_jax.errors import UserError
-from flamingo_jax.parallel.fsdp import RematPolicy
+from flamingo_jax.parallel.remat import RematPolicy
 from flamingo_jax.train.config import Config
 
 CORES = 2  # of a CPU, for either side

@@ -9,7 +9,7 @@ from benchmarks.models import model_config
 from flamingo_jax.data.examples import Example
 from flamingo_jax.data.packing import Packing, pack
 from flamingo_jax.data.streams import StreamConfig
-from flamingo_jax.parallel.fsdp import RematPolicy
+from flamingo_jax.parallel.remat import RematPolicy
 from flamingo_jax.train.config import Config
 
 Data = Literal["full", "published"]

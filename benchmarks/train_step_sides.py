@@ -70,16 +70,16 @@ class Ours:
 
         def vision(frozen, params, batch):
             model = graph.merge(params, frozen)
-            return [stream["patches"] for stream in encode_images(model, batch).values()]
+            return [stream["features"] for stream in encode_images(model, batch).values()]
 
         def latents(params, frozen, patches):
             model = graph.merge(params, frozen)
-            return model.latents(patches)
+            return model.connect(patches)
 
         def layers(params, latents, frozen, batch):
             model = graph.merge(params, frozen)
-            streams = zip(latents, batch.values(), strict=True)
-            return model.together([(x, s["tokens"], s["segments"]) for x, s in streams], parts)
+            texts = ([s[name] for s in batch.values()] for name in ("tokens", "segments"))
+            return model.hidden_states(latents, *texts, parts)
 
         def losses(params, texts, frozen, batch):
             model = graph.merge(params, frozen)

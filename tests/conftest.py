@@ -26,7 +26,7 @@ from PIL import ImageFile
 import flamingo_jax
 from flamingo_jax.models.connectors.perceiver import PerceiverConfig
 from flamingo_jax.models.decoder import DecoderConfig
-from flamingo_jax.models.fusion.cross_attention import GatedCrossAttentionConfig
+from flamingo_jax.models.fusion.gated_cross_attention import GatedCrossAttentionConfig
 from flamingo_jax.models.params import model_graph
 from flamingo_jax.models.vision.clip import ClipVisionConfig
 from flamingo_jax.models.vlm import ModelConfig

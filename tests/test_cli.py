@@ -10,8 +10,12 @@ from flamingo_jax import cli
 from flamingo_jax.data.packing import Packing
 from flamingo_jax.train.config import Config, complete
 
-COMMANDS = ["train", "evaluate", "convert", "plan", "doctor", "generate", "serve", "data.inspect",
-            "data.prepare.commands"]  # fmt: skip
+COMMANDS = [
+    *(f"{room}.__main__" for room in ("train", "evaluate", "convert", "plan", "generate", "serve")),
+    "inspect.__main__",
+    "prepare.commands",
+    "doctor",
+]
 
 
 @pytest.fixture

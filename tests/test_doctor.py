@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from flamingo_jax import doctor
-from flamingo_jax.ops.attention import Kernel
+from flamingo_jax.ops.attention_kernels import Kernel
 
 ROOT = Path(__file__).parents[1]
 

@@ -1,7 +1,7 @@
 """CLIP's towers, under the names of OpenAI and OpenCLIP and under those of transformers."""
 
-from flamingo_jax.models.block import BlockConfig
 from flamingo_jax.models.clip import TextConfig
+from flamingo_jax.models.transformer import BlockConfig
 from flamingo_jax.models.vision.clip import ClipVisionConfig
 from flamingo_jax.weights.views import NameTable, TensorView, array, identity, linear, norm, part
 

@@ -25,7 +25,7 @@ from flamingo_jax.convert.parts import (
 )
 from flamingo_jax.errors import UserError
 from flamingo_jax.models.connectors.perceiver import PerceiverConfig
-from flamingo_jax.models.fusion.cross_attention import GatedCrossAttentionConfig
+from flamingo_jax.models.fusion.gated_cross_attention import GatedCrossAttentionConfig
 from flamingo_jax.models.params import init_params, model_graph
 from flamingo_jax.models.vision.clip import ClipVisionConfig
 from flamingo_jax.models.vlm import ModelConfig

@@ -18,7 +18,6 @@ from flamingo_jax.convert.importing import Imported
 from flamingo_jax.errors import need_package
 from flamingo_jax.files import write_text
 from flamingo_jax.generate.loading import LoadedModel
-from flamingo_jax.models.fusion.cross_attention import visible_image
 from flamingo_jax.models.params import model_graph
 from flamingo_jax.models.vlm import VisionLanguageModel
 from flamingo_jax.weights.model_directory import ModelDirectory
@@ -90,29 +89,24 @@ def _ours(model: LoadedModel, inputs: Inputs) -> Activations:
 
 
 def _stages(
-    flamingo: VisionLanguageModel, images: jax.Array, tokens: jax.Array
+    model: VisionLanguageModel, pictures: jax.Array, tokens: jax.Array
 ) -> dict[str, jax.Array]:
-    config, decoder = flamingo.config, flamingo.decoder
-    latents = flamingo.encode_images(images)
-    segments = jnp.ones_like(tokens)
-    visible = visible_image(tokens, config.image_token, segments)
-    x, context = decoder.embed(tokens, segments), decoder.context(segments)
-    patches = flamingo.vision(rearrange(images, "b t f h w c -> (b t f) h w c"))
-    stages = {"vision": patches, "resampler": latents, "embedding": x}
-    interval, num_layers = config.fusion.interval, config.decoder.num_layers
-    whole = num_layers // interval * interval
-    for layer in range(num_layers):
-        group, position = divmod(layer, interval)
-        if layer < whole:
-            block = jax.tree.map(lambda a, g=group: a[g], decoder.layers[position])
-        else:
-            block = jax.tree.map(lambda a, i=layer - whole: a[i], decoder.tail)
-        if layer < whole and position == interval - 1:
-            gated = jax.tree.map(lambda a, g=group: a[g], flamingo.cross_attention)
-            x = gated(x, latents, visible)
-        x = block(x, context)
-        stages[f"layer {layer}"] = x
-    return {**stages, "logits": flamingo(images, tokens)}
+    features = model.encode([pictures])
+    vectors = model.connect(features)
+    x_ND, text, images = model.read(vectors, [tokens], [jnp.ones_like(tokens)])
+    entering: list[jax.Array] = []
+    layers = model.layers.unstacked()
+    last_ND, _ = model.layers.run(
+        x_ND, text, images, layers=layers, watch=lambda _, x: entering.append(x)
+    )
+    outputs = [text.layout.split(x)[0] for x in (*entering, last_ND)]
+    return {
+        "vision": rearrange(features[0], "b t f p d -> (b t f) p d"),
+        "resampler": vectors[0],
+        "embedding": outputs[0],
+        **{f"layer {number}": x for number, x in enumerate(outputs[1:])},
+        "logits": model(pictures, tokens),
+    }
 
 
 def _theirs(directory: ModelDirectory, source: Imported, inputs: Inputs) -> Activations:

@@ -4,7 +4,6 @@ A text token attends to the latents of its picture; the latents attended to the 
 The product of both says how much of the token's look falls on which patch.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,10 +16,10 @@ from jaxtyping import Array, Float, Int
 
 from flamingo_jax.errors import UserError
 from flamingo_jax.generate.model import Inference
-from flamingo_jax.models.block import standardize
 from flamingo_jax.models.connectors.perceiver import PerceiverResampler
-from flamingo_jax.models.fusion.cross_attention import GatedCrossAttention, visible_image
+from flamingo_jax.models.fusion.gated_cross_attention import GatedCrossAttention, Images
 from flamingo_jax.models.params import ModelGraph, Params
+from flamingo_jax.models.transformer import Layer
 from flamingo_jax.models.vlm import VisionLanguageModel
 
 
@@ -86,76 +85,54 @@ def attention_maps(flamingo: Inference, query: Any) -> AttentionMaps:
 
 @partial(jax.jit, static_argnums=0)
 def _maps(
-    graph: ModelGraph, params: Params, images: Any, tokens_BL: Int[Array, "B L"]
-) -> tuple[Float[Array, "C B H L R"], Float[Array, "T R N"], Int[Array, "B L"]]:
+    graph: ModelGraph, params: Params, pictures: Any, tokens_BL: Int[Array, "B L"]
+) -> tuple[Float[Array, "C B H L R"], Float[Array, "T R P"], Int[Array, "B L"]]:
     model: VisionLanguageModel = graph.merge(params)
-    batch, num_images = images.shape[:2]
-    vision = model.vision(rearrange(images, "b t f h w c -> (b t f) h w c"))
-    patches = rearrange(vision, "(b t f) n d -> b t f n d", b=batch, t=num_images)
-    segments_BL = jnp.ones_like(tokens_BL)
-    visible_BL = visible_image(tokens_BL, model.config.image_token, segments_BL)
-    looks = []
+    features = model.encode([pictures])
+    x_ND, text, images = model.read(
+        model.connect(features), [tokens_BL], [jnp.ones_like(tokens_BL)]
+    )
+    looks: list[Array] = []
 
-    def look(block: GatedCrossAttention, x: Array) -> Array:
-        media_BTRD = model.resampler(patches)
-        looks.append(_latent_weights(block, x, media_BTRD, visible_BL))
-        return block(x, media_BTRD, visible_BL)
+    def watch(layer: Layer, x_ND: Array) -> None:
+        if layer.inserted is not None:
+            (x_BLD,) = text.layout.split(x_ND)
+            looks.append(_latent_weights(layer.inserted, x_BLD, images))
 
-    _run_layers(model, tokens_BL, segments_BL, look)
-    return jnp.stack(looks), _patch_weights(model.resampler, patches), visible_BL
-
-
-def _run_layers(
-    model: VisionLanguageModel,
-    tokens_BL: Int[Array, "B L"],
-    segments_BL: Int[Array, "B L"],
-    cross: Callable[[GatedCrossAttention, Array], Array],
-) -> None:
-    """`Decoder.run_layers` written out, for what a scan does not let out."""
-    decoder = model.decoder
-    x, context = decoder.embed(tokens_BL, segments_BL), decoder.context(segments_BL)
-    for group in range(decoder.config.num_layers // model.config.fusion.interval):
-        *before, last = (_layer(stack, group) for stack in decoder.layers)
-        for block in before:
-            x = block(x, context)
-        x = last(cross(_layer(model.cross_attention, group), x), context)
-
-
-def _layer(stack: Any, index: int) -> Any:
-    return jax.tree.map(lambda leaf: leaf[index], stack)
+    model.layers.run(x_ND, text, images, layers=model.layers.unstacked(), watch=watch)
+    patches = _patch_weights(model.connector, model.connector.inputs(features[0]))
+    return jnp.stack(looks), patches, images.visible[0]
 
 
 def _latent_weights(
-    block: GatedCrossAttention,
-    x_BLD: Float[Array, "B L D"],
-    media_BTRD: Float[Array, "B T R D"],
-    visible_BL: Int[Array, "B L"],
+    block: GatedCrossAttention, x_BLD: Float[Array, "B L D"], images: Images
 ) -> Float[Array, "B H L R"]:
-    """The softmax inside `GatedCrossAttention`, over the latents of each token's picture."""
-    keys_BHTRK = block.keys_values(media_BTRD)[0]
+    """Returns the softmax inside `GatedCrossAttention`, over the latents of each token's image."""
+    head_dim, (visible_BL,) = block.config.head_dim, images.visible
+    ((keys_BHTRK, _),) = images.keys_values(block.key, block.value, head_dim)
     queries = block.query(block.norm(x_BLD))
-    q_BLHK = rearrange(queries, "b l (h k) -> b l h k", k=keys_BHTRK.shape[-1])
+    q_BLHK = rearrange(queries, "b l (h k) -> b l h k", k=head_dim)
     index = jnp.clip(visible_BL, 0)[:, None, :, None, None]
     k_BHLRK = jnp.take_along_axis(keys_BHTRK, index, axis=2)
     logits = jnp.einsum("blhk,bhlrk->bhlr", q_BLHK, k_BHLRK, preferred_element_type=jnp.float32)
-    weights_BHLR = jax.nn.softmax(logits / keys_BHTRK.shape[-1] ** 0.5, axis=-1)
+    weights_BHLR = jax.nn.softmax(logits / head_dim**0.5, axis=-1)
     return jnp.where((visible_BL >= 0)[:, None, :, None], weights_BHLR, 0)
 
 
 def _patch_weights(
-    resampler: PerceiverResampler, x_BTFND: Float[Array, "B T F N D"]
-) -> Float[Array, "BT R FN"]:
-    """The softmax inside each `ResamplerLayer`, cut to the patches; mean of layers and heads."""
-    media_BND = standardize(resampler.flat_media(x_BTFND), dtype=resampler.dtype)
-    latents_RD = resampler.latents[...].astype(resampler.dtype)
-    latents_BRD = jnp.broadcast_to(latents_RD, (len(media_BND), *latents_RD.shape))
+    resampler: PerceiverResampler, x_BPD: Float[Array, "B P D"]
+) -> Float[Array, "B R P"]:
+    """Returns the softmax inside each `ResamplerLayer`, cut to the patches; mean of layers and
+    heads."""
+    z_ND, patches = resampler.start(x_BPD)
+    num_patches, weights = x_BPD.shape[1], []
 
-    def body(latents_BRD: Array, layer: Any) -> tuple[Array, Array]:
-        q_BRHK, k_BSHK, _ = layer.heads(latents_BRD, media_BND)
+    def watch(layer: Layer, z_ND: Array) -> None:
+        q_BRHK, k_BSHK, _ = layer.block.project(z_ND, patches)
         logits = jnp.einsum("brhk,bshk->bhrs", q_BRHK, k_BSHK, preferred_element_type=jnp.float32)
-        weights = jax.nn.softmax(logits / layer.head_dim**0.5, axis=-1)
-        return layer(latents_BRD, media_BND), weights[..., : media_BND.shape[1]].mean(axis=1)
+        shares = jax.nn.softmax(logits / q_BRHK.shape[-1] ** 0.5, axis=-1)
+        weights.append(shares[..., :num_patches].mean(axis=1))
 
-    _, weights_NBRS = jax.lax.scan(body, latents_BRD, resampler.layers)
-    mean_BRS = weights_NBRS.mean(axis=0)
-    return mean_BRS / mean_BRS.sum(axis=-1, keepdims=True)
+    resampler.stack.run(z_ND, patches, layers=resampler.stack.unstacked(), watch=watch)
+    mean_BRP = jnp.stack(weights).mean(axis=0)
+    return mean_BRP / mean_BRP.sum(axis=-1, keepdims=True)

@@ -16,7 +16,7 @@ from flamingo_jax.data.images import resize_and_crop
 from flamingo_jax.errors import UserError
 from flamingo_jax.generate.model import Inference
 from flamingo_jax.models.params import ModelGraph, Params, model_graph
-from flamingo_jax.models.vlm import Images, ModelConfig
+from flamingo_jax.models.vlm import ModelConfig, Pictures
 from flamingo_jax.ops import int8
 from flamingo_jax.text.documents import check_image_count
 from flamingo_jax.weights.model_directory import Provenance, open_directory, place
@@ -63,7 +63,7 @@ class LoadedModel(Inference):
         return jax.jit(lambda params, *batch: self.graph.merge(params)(*batch))
 
     def logits(
-        self, images: Images, tokens: Int[Array, "B L"], attention_mask: Int[Array, "B L"]
+        self, images: Pictures, tokens: Int[Array, "B L"], attention_mask: Int[Array, "B L"]
     ) -> Float[Array, "B L V"]:
         """Float32 logits of the next token at every position.
 

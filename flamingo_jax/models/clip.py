@@ -8,17 +8,11 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from flamingo_jax.models.block import (
-    AttentionContext,
-    Block,
-    BlockConfig,
-    layer_norm,
-    linear,
-    stack,
-)
+from flamingo_jax.models.layers import LayerNorm, Linear, stack
+from flamingo_jax.models.text import Text, TokenLayout
+from flamingo_jax.models.transformer import Block, BlockConfig, LayerStack
 from flamingo_jax.models.vision.clip import ClipVisionConfig, VisionTransformer
-from flamingo_jax.ops.attention_xla import causal_mask
-from flamingo_jax.parallel.mesh import constrain_batch
+from flamingo_jax.ops.attention import CausalRows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,21 +57,20 @@ class TextTransformer(nnx.Module):
         self.token_embedding = table(config.vocab_size)
         self.position_embedding = table(config.max_length)
         self.layers = stack(lambda r: Block(config, dtype=dtype, rngs=r), config.num_layers, rngs)
-        self.post_norm = layer_norm(width, eps=config.norm_eps, dtype=dtype, rngs=rngs)
-        self.projection = linear(width, config.projection_width, bias=False, dtype=dtype, rngs=rngs)
+        self.post_norm = LayerNorm(width, eps=config.norm_eps, dtype=dtype, rngs=rngs)
+        self.projection = Linear(width, config.projection_width, bias=False, dtype=dtype, rngs=rngs)
         self.end_token = config.end_token
         self.dtype = dtype
 
-    def __call__(self, tokens_BL: Int[Array, "B L"]) -> Float[Array, "B P"]:
-        """CLIP's text embedding, not normalised to unit length. What follows the end token is not
-        seen: attention is causal."""
+    def __call__(self, tokens_BL: Int[Array, "B L"]) -> Float[Array, "B E"]:
+        """Returns CLIP's text embedding, not normalised to unit length. What follows the end token
+        is not seen: attention is causal."""
         x_BLD = self.token_embedding[...][tokens_BL] + self.position_embedding[...]
-        context = AttentionContext(causal_mask(jnp.ones_like(tokens_BL)))
-
-        def body(x, block):
-            return block(constrain_batch(x), context), None
-
-        x_BLD = jax.lax.scan(body, x_BLD.astype(self.dtype), self.layers)[0]
+        ones_BL, layout = jnp.ones_like(tokens_BL), TokenLayout.of([tokens_BL])
+        rows = CausalRows(ones_BL, ones_BL)
+        text = Text((rows,), (None,), layout=layout, choice="auto", keep=False)
+        x_ND, _ = LayerStack([self.layers]).run(layout.join([x_BLD.astype(self.dtype)]), text)
+        (x_BLD,) = layout.split(x_ND)
         ends_BL = tokens_BL if self.end_token is None else tokens_BL == self.end_token
         x_BD = x_BLD[jnp.arange(len(x_BLD)), ends_BL.argmax(axis=1)]
         return self.projection(self.post_norm(x_BD))

@@ -1,31 +1,25 @@
 """The one decoder-only language model: MPT, GPT-NeoX, OPT and LLaMA are settings of it."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from flamingo_jax.models.block import (
-    AttentionContext,
-    Block,
-    BlockConfig,
-    ModuleT,
-    block_norm,
-    linear,
-    stack,
-)
-from flamingo_jax.models.text import Texts
-from flamingo_jax.ops.attention_xla import CausalRows, causal_mask
+from flamingo_jax.models.layers import Linear, stack, value
+from flamingo_jax.models.text import Rotary, Text, TokenLayout, segment_positions
+from flamingo_jax.models.transformer import Block, BlockConfig, LayerStack, block_norm
+from flamingo_jax.ops.attention import CausalRows, prepared
 from flamingo_jax.ops.cross_entropy import chunked_nll
 from flamingo_jax.ops.vocabulary_logits import vocabulary_logits
-from flamingo_jax.parallel.fsdp import RematPolicy, fsdp_remat_layer, gather, policy_for_new_modules
+from flamingo_jax.parallel.fsdp import gathered
 from flamingo_jax.parallel.mesh import constrain_batch
+from flamingo_jax.parallel.remat import RematPolicy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,13 +64,6 @@ def alibi_slopes(num_heads: int, alibi_max: float = 8.0) -> Float[Array, "H"]:
     return slopes
 
 
-def segment_positions(segments_BL: Int[Array, "B L"]) -> Int[Array, "B L"]:
-    """Index of each token inside its run of equal segment ids: 0 at the run's first token."""
-    index_L = jnp.arange(segments_BL.shape[1])
-    starts_BL = jnp.diff(segments_BL, axis=1, prepend=segments_BL[:, :1]) != 0
-    return index_L - jax.lax.cummax(jnp.where(starts_BL, index_L, 0), axis=1)
-
-
 class Embedding(nnx.Module):
     """Token rows in three parameters: pretrained, new (trained), pad (never trained).
 
@@ -95,38 +82,37 @@ class Embedding(nnx.Module):
         self.pad_rows = rows(config.num_pad_tokens)
         self.dtype = dtype
 
-    def _parts(self) -> list[Float[Array, "rows D"]]:
-        return [p[...] for p in (self.table, self.new_rows, self.pad_rows) if p is not None]
+    def rows(self) -> tuple[Float[Array, "rows D"], ...]:
+        """Returns the table's parts, one after another."""
+        parts = (self.table, self.new_rows, self.pad_rows)
+        return tuple(gathered(part, self.dtype) for part in parts if part is not None)
 
     def __call__(self, tokens_BL: Int[Array, "B L"]) -> Float[Array, "B L D"]:
         def look_up(part: Array, first: int) -> Array:
             return part[jnp.clip(tokens_BL - first, 0, len(part) - 1)].astype(self.dtype)
 
-        table, *others = self._parts()
+        table, *others = self.rows()
         x_BLD, first = look_up(table, 0), len(table)
         for part in others:
             x_BLD = jnp.where(tokens_BL[..., None] < first, x_BLD, look_up(part, first))
             first += len(part)
         return x_BLD
 
-    def rows(self) -> tuple[Float[Array, "rows D"], ...]:
-        """The table's parts, in the type that they are multiplied in."""
-        return tuple(part.astype(self.dtype) for part in self._parts())
-
-    def logits(self, x_BLD: Float[Array, "B L D"]) -> Float[Array, "B L V"]:
-        return vocabulary_logits(x_BLD, self.rows())
-
 
 class Decoder(nnx.Module):
-    """Decoder-only language model whose layers are stacked and scanned in groups of `interval`.
+    """A decoder-only language model: embedding, layers, norm, head.
 
-    `layers[j]` holds layers j, j + interval, j + 2·interval, … ; `tail` those left over at the end.
-    One stack per position of the group: indexing one large stack inside the scan would make
-    per-layer remat save a second copy of the weights.
+    Its layers stand in groups of `interval`, so that modules may be inserted; see `LayerStack`.
     """
 
     def __init__(
-        self, config: DecoderConfig, *, interval: int = 1, dtype: DTypeLike, rngs: nnx.Rngs
+        self,
+        config: DecoderConfig,
+        *,
+        interval: int = 1,
+        remat: RematPolicy = "none",
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
     ):
         def make(block_rngs: nnx.Rngs) -> Block:
             return Block(config, dtype=dtype, rngs=block_rngs)
@@ -141,116 +127,80 @@ class Decoder(nnx.Module):
             else None
         )
         num_groups, left_over = divmod(config.num_layers, interval)
-        self.layers = nnx.List(
-            [stack(make, num_groups, rngs) for _ in range(interval)] if num_groups else []
-        )
+        self.layers = nnx.List([stack(make, num_groups, rngs) for _ in range(interval)])
         self.tail = stack(make, left_over, rngs) if left_over else None
         self.norm = block_norm(config, config.width, dtype=dtype, rngs=rngs)
         self.head = (
             None
             if config.tie_head
-            else linear(config.width, config.total_vocab_size, bias=False, dtype=dtype, rngs=rngs)
+            else Linear(config.width, config.total_vocab_size, bias=False, dtype=dtype, rngs=rngs)
         )
         self.config = config
+        self.remat = remat
         self.dtype = dtype
 
-    def context(self, segments_BL: Int[Array, "B L"]) -> AttentionContext:
-        """Mask, ALiBi bias and rotary angles, shared by all layers."""
-        config, positions_BL = self.config, segment_positions(segments_BL)
-        context = self.context_at(positions_BL, positions_BL, causal_mask(segments_BL))
-        slopes_H = None
-        if config.position == "alibi":
-            slopes_H = alibi_slopes(config.num_heads, config.alibi_max)
-        return replace(context, causal=CausalRows(segments_BL, positions_BL, slopes_H))
+    def stack(self, inserted: Any = None) -> LayerStack:
+        """Returns the layers, with a stack of modules inserted: one per group."""
+        return LayerStack(self.layers, self.tail, inserted, self.remat)
 
-    def context_at(
+    def read(
         self,
-        positions_BL: Int[Array, "B L"],
-        key_positions_BS: Int[Array, "B S"],
-        mask_BxLS: Bool[Array, "B 1 L S"],
-    ) -> AttentionContext:
-        """The context of queries at these positions, over keys at those."""
-        config = self.config
-        bias_BHLS = rotary = None
-        if config.position == "alibi":
-            distance_BLS = key_positions_BS[:, None, :] - positions_BL[:, :, None]
-            slopes_H = alibi_slopes(config.num_heads, config.alibi_max)
-            bias_BHLS = slopes_H[None, :, None, None] * distance_BLS[:, None]
-        elif config.position == "rotary":
-            rotated = int(config.head_width * config.rotary_fraction)
-            frequency = config.rotary_theta ** (-jnp.arange(0, rotated, 2) / rotated)
-            angle = positions_BL[..., None] * jnp.concatenate([frequency, frequency])
-            rotary = jnp.cos(angle), jnp.sin(angle)
-        return AttentionContext(mask_BxLS, bias_BHLS, rotary)
+        tokens: Sequence[Int[Array, "_ _"]],
+        segments: Sequence[Int[Array, "_ _"]],
+        *,
+        keep: bool = False,
+    ) -> tuple[Float[Array, "N D"], Text]:
+        """Returns what enters the first layer, and who sees whom.
+
+        Args:
+          tokens: of the texts of one or several batches.
+          segments: 0 for padding, equal numbers for tokens that may see each other.
+          keep: keep keys and values for later text.
+        """
+        positions = [segment_positions(segments_BL) for segments_BL in segments]
+        rows = map(self._causal_rows, segments, positions)
+        rotary = map(self.rotary, positions)
+        layout, choice = TokenLayout.of(tokens), self.config.attention
+        text = Text(tuple(rows), tuple(rotary), layout=layout, choice=choice, keep=keep)
+        return layout.join(list(map(self.embed, tokens, positions))), text
 
     def embed(
-        self, tokens_BL: Int[Array, "B L"], segments_BL: Int[Array, "B L"]
-    ) -> Float[Array, "B L D"]:
-        """One text per row. ValueError: it is longer than the learned positions."""
-        # Beyond the table a gather would silently repeat the last row.
-        self.config.check_length(tokens_BL.shape[1])
-        return self.embed_at(tokens_BL, segment_positions(segments_BL))
-
-    def embed_at(
         self, tokens_BL: Int[Array, "B L"], positions_BL: Int[Array, "B L"]
     ) -> Float[Array, "B L D"]:
-        """Rows of tokens that stand at these positions of their text."""
-        x_BLD = gather(self.embedding, self.dtype)(tokens_BL)
+        """Returns rows of tokens that stand at these positions of their segment."""
+        x_BLD = self.embedding(tokens_BL)
         if self.positions is not None:
-            index_BL = positions_BL + self.config.position_offset
-            table = gather(self.positions, self.dtype)[...]
-            x_BLD = x_BLD + table.astype(self.dtype)[index_BL]
+            table = value(self.positions, self.dtype)
+            x_BLD = x_BLD + table[positions_BL + self.config.position_offset]
         return x_BLD
 
-    def run_layers(
-        self,
-        xs: Sequence[Float[Array, "_ _ D"]],
-        contexts: Sequence[AttentionContext],
-        *,
-        between: tuple[ModuleT, Callable[[ModuleT, Array, Texts], Array]] | None = None,
-        remat: RematPolicy = "none",
-    ) -> list[Float[Array, "_ _ D"]]:
-        """All layers, for several texts of any shapes (B, L) at once: a weight is gathered and read
-        once for all of them, and has one gradient.
+    def rotary(self, positions_BL: Int[Array, "B L"]) -> Rotary | None:
+        """Returns cosine and sine of each feature's angle at these positions."""
+        config = self.config
+        if config.position != "rotary":
+            return None
+        rotated = int(config.head_width * config.rotary_fraction)
+        frequency = config.rotary_theta ** (-jnp.arange(0, rotated, 2) / rotated)
+        angle = positions_BL[..., None] * jnp.concatenate([frequency, frequency])
+        return jnp.cos(angle), jnp.sin(angle)
 
-        `between`: a stack with one module per group, and how to apply it to the texts' tokens; it
-        stands before the last layer of its group (where Flamingo's cross-attention stands).
-        """
-        texts = Texts.of(xs)
+    def slopes(self) -> Float[Array, "H"] | None:
+        """Returns ALiBi's slope of each head, where this is the kind of position."""
+        config = self.config
+        is_alibi = config.position == "alibi"
+        return alibi_slopes(config.num_heads, config.alibi_max) if is_alibi else None
 
-        def run_block(block: Block, x_ND: Array) -> Array:
-            return block.together(x_ND, texts, contexts)
-
-        def run_between(module: ModuleT, x_ND: Array) -> Array:
-            assert between is not None
-            return between[1](module, x_ND, texts)
-
-        layer = fsdp_remat_layer(run_block, self.dtype, remat)
-        extra_layer = fsdp_remat_layer(run_between, self.dtype, policy_for_new_modules(remat))
-
-        def group(x_ND, stacks):
-            (*before, last), extra = stacks
-            for block in before:
-                x_ND = layer(block, constrain_batch(x_ND))
-            if extra is not None:
-                x_ND = extra_layer(extra, constrain_batch(x_ND))
-            return layer(last, constrain_batch(x_ND)), None
-
-        x_ND = texts.join(xs)
-        if self.layers:
-            extra = between[0] if between is not None else None
-            x_ND, _ = jax.lax.scan(group, x_ND, (list(self.layers), extra))
-        if self.tail is not None:
-            x_ND, _ = jax.lax.scan(
-                lambda x_ND, block: (layer(block, constrain_batch(x_ND)), None), x_ND, self.tail
-            )
-        return texts.split(x_ND)
+    def _causal_rows(
+        self, segments_BL: Int[Array, "B L"], positions_BL: Int[Array, "B L"]
+    ) -> CausalRows:
+        config = self.config
+        rows = CausalRows(segments_BL, positions_BL, self.slopes())
+        shape = (*segments_BL.shape, config.num_heads, config.head_width)
+        return prepared(rows, jax.ShapeDtypeStruct(shape, self.dtype), config.attention)
 
     def logits(self, x_BLD: Float[Array, "B L D"]) -> Float[Array, "B L V"]:
-        x_BLD = self.norm(constrain_batch(x_BLD))
-        if self.head is None:
-            return gather(self.embedding, self.dtype).logits(x_BLD)
-        return gather(self.head, self.dtype)(x_BLD).astype(jnp.float32)
+        """Returns float32 logits of the next token."""
+        return vocabulary_logits(self.norm(x_BLD), self._head_rows())
 
     def weighted_nll(
         self,
@@ -260,22 +210,30 @@ class Decoder(nnx.Module):
         *,
         max_logits_mib: int,
     ) -> Float[Array, ""]:
-        """`loss.weighted_nll` of the logits, which never are in memory all at once."""
-        x_BLD = self.norm(constrain_batch(x_BLD))
-        if self.head is None:
-            rows = gather(self.embedding, self.dtype).rows()
-        else:
-            rows = (gather(self.head, self.dtype).kernel[...].astype(self.dtype).T,)
-        return chunked_nll(
-            vocabulary_logits, x_BLD, rows, tokens_BL, weights_BL, max_logits_mib=max_logits_mib
-        )
+        """Returns `cross_entropy.weighted_nll` of the logits, which never are in memory at once."""
+        head = (vocabulary_logits, self.norm(constrain_batch(x_BLD)), self._head_rows())
+        return chunked_nll(*head, tokens_BL, weights_BL, max_logits_mib=max_logits_mib)
+
+    def _head_rows(self) -> tuple[Float[Array, "rows D"], ...]:
+        rows = self.embedding.rows() if self.head is None else (self.head.weights()[0].T,)
+        return tuple(part.astype(self.dtype) for part in rows)
 
     def __call__(
         self, tokens_BL: Int[Array, "B L"], segments_BL: Int[Array, "B L"] | None = None
     ) -> Float[Array, "B L V"]:
-        """Float32 logits of the next token. `segments`: 0 for padding, equal numbers for tokens
-        that may see each other (a 0/1 attention mask is a valid value); None: no padding."""
+        """Returns float32 logits of the next token.
+
+        Args:
+          tokens_BL: one text per row.
+          segments_BL: see `read`; a 0/1 attention mask is a valid value. None: no padding.
+
+        Raises:
+          ValueError: rows longer than the learned positions.
+        """
+        # Beyond the table a gather would silently repeat the last row.
+        self.config.check_length(tokens_BL.shape[1])
         if segments_BL is None:
             segments_BL = jnp.ones_like(tokens_BL)
-        x_BLD = self.embed(tokens_BL, segments_BL)
-        return self.logits(*self.run_layers([x_BLD], [self.context(segments_BL)]))
+        x_ND, text = self.read([tokens_BL], [segments_BL])
+        x_ND, _ = self.stack().run(x_ND, text)
+        return self.logits(*text.layout.split(x_ND))

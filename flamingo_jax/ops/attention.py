@@ -1,255 +1,225 @@
-"""Attention through the best kernel of the devices that a program is compiled for.
+"""Attention: the platform's best kernel, or a plain one that XLA compiles well.
 
-GPUs: cuDNN's. TPUs: splash attention, for causal rows. Elsewhere, and for what those do not take:
-plain attention, as XLA compiles it (`plain_attention.py`). Kernels keep no array of queries × keys
-for the gradient. Letters as in `layers.py`.
+Letters as in `models/layers.py`. A kernel keeps no array of queries × keys for the gradient.
 """
 
-from collections.abc import Callable
+import dataclasses
+import math
 from dataclasses import dataclass
-from functools import lru_cache, partial
-from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
+from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
-from flamingo_jax.ops.attention_xla import CausalRows, attend_causal, attend_plain
-from flamingo_jax.ops.fused import MASKED
-from flamingo_jax.parallel.mesh import head_axis, row_axes
+from flamingo_jax.ops import attention_kernels as kernels
+from flamingo_jax.ops.attention_kernels import AttentionChoice
 
-AttentionChoice = Literal["auto", "xla"]  # "xla": never a kernel
-NAMES = {"xla": "XLA", "cudnn": "cuDNN", "splash": "splash"}
-SPLASH_BLOCKS = (512, 256, 128)  # the largest that divides the length; a kernel needs 128
+# A bias that hides a key. Finite, so that a query that sees nothing has a softmax.
+MASKED = float(jnp.finfo(jnp.float32).min) / 2
+# More or smaller blocks save little more, and each is code to compile.
+CAUSAL_BLOCKS, SMALLEST_CAUSAL_BLOCK = 4, 64
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Device:
-    """What decides of a device. `lacks`: why it has no kernel of its own, if so."""
+class CausalRows:
+    """Who sees whom in rows of text: small, and enough to make any part of mask and ALiBi bias.
 
-    platform: str
-    lacks: str = ""
-
-
-@dataclass(frozen=True)
-class Call:
-    """What decides of one attention: shapes, and whether there is a mask or a bias.
-
-    `causal`: there is `CausalRows`, and it says all that mask and bias say.
+    Attributes:
+      segments_BL: a token sees those up to itself that have its number.
+      positions_BL: of each token in its segment.
+      slopes_H: of ALiBi (arXiv 2108.12409); None: no bias.
+      bias_BxLS: all of it as one bias, for a kernel that reads one; see `prepared`.
     """
 
-    dtype: str
-    head_width: int
-    queries: int
-    keys: int
-    masked: bool = False
-    causal: bool = False
+    segments_BL: Int[Array, "B L"]
+    positions_BL: Int[Array, "B L"]
+    slopes_H: Float[Array, "H"] | None = None
+    bias_BxLS: Float[Array, "B #H L L"] | None = None
 
 
-class Kernel(NamedTuple):
-    """The chosen one, and why it is not the device's best."""
-
-    name: Literal["xla", "cudnn", "splash"]
-    reason: str = ""
-
-    def __str__(self) -> str:
-        return NAMES[self.name] + (f" ({self.reason})" if self.reason else "")
-
-
-def choose(call: Call, device: Device, wanted: AttentionChoice = "auto") -> Kernel:
-    """The kernel for this attention on this device."""
-    best: dict[str, tuple[Literal["cudnn", "splash"], Callable[[Call], str]]] = {
-        "gpu": ("cudnn", _cudnn_refuses),
-        "tpu": ("splash", _splash_refuses),
-    }
-    if device.platform not in best:
-        return Kernel("xla")
-    if wanted == "xla":
-        return Kernel("xla", "as configured")
-    name, refuses = best[device.platform]
-    reason = device.lacks or refuses(call)
-    return Kernel("xla", reason) if reason else Kernel(name)
-
-
-def _cudnn_refuses(call: Call) -> str:
-    if call.dtype != "bfloat16":
-        return f"{call.dtype}; cuDNN takes bfloat16"
-    if call.head_width % 8 or call.head_width > 128:
-        return f"heads {call.head_width} wide; cuDNN takes multiples of 8 up to 128"
-    if call.masked and (call.queries % 2 or call.keys % 2):
-        return f"{call.queries} × {call.keys} tokens with a mask; cuDNN takes even numbers"
-    return ""
-
-
-def _splash_refuses(call: Call) -> str:
-    if call.dtype != "bfloat16":
-        return f"{call.dtype}; splash takes bfloat16"
-    if not call.causal:
-        return "not causal; splash is for causal rows"
-    if call.queries % SPLASH_BLOCKS[-1]:
-        return f"{call.queries} tokens; splash takes multiples of {SPLASH_BLOCKS[-1]}"
-    return ""
-
-
-def device_in_force() -> Device:
-    """What the program being traced will run on."""
-    platform = _platform()
-    return Device(platform, _gpu_lacks() if platform == "gpu" else "")
-
-
-def _platform() -> str:
-    """Of the devices of the mesh in force, which need not be here, or of the default device."""
-    described = jax.sharding.get_abstract_mesh().abstract_device
-    return jax.default_backend() if described is None else described.platform
-
-
-@lru_cache
-def _gpu_lacks() -> str:
-    x = jax.ShapeDtypeStruct((1, 8, 1, 8), jnp.bfloat16)
-    try:
-        jax.eval_shape(lambda x: jax.nn.dot_product_attention(x, x, x, implementation="cudnn"), x)
-    except RuntimeError:  # on AMD's GPUs, and where a step is only planned
-        return "cuDNN is not installed"
-    if jax.default_backend() == "gpu":
-        capability = jax.local_devices()[0].compute_capability
-        if float(capability) < 8:
-            return f"compute capability {capability}; cuDNN's attention needs 8.0"
-    return ""
-
-
-def attend(
+def attention_reference(
     q_BLHK: Float[Array, "B L H K"],
     k_BSGK: Float[Array, "B S G K"],
     v_BSGK: Float[Array, "B S G K"],
-    *,
-    mask_BxLS: Bool[Array, "B 1 L S"] | None = None,
-    bias_BHLS: Float[Array, "B H L S"] | None = None,
-    causal: CausalRows | None = None,
-    wanted: AttentionChoice = "auto",
+    bias_BHLS: Float[Array, "#B #H #L S"] | float = 0.0,
 ) -> Float[Array, "B L H K"]:
-    """softmax(q·k / √K + bias, where mask) · v; H / G query heads share a key head.
-
-    No gradient flows to the bias. `causal`: what mask and bias were made of, if nothing else;
-    plain attention reads it instead of them.
-    """
-    call = Call(
-        str(q_BLHK.dtype),
-        q_BLHK.shape[-1],
-        q_BLHK.shape[1],
-        k_BSGK.shape[1],
-        masked=mask_BxLS is not None or bias_BHLS is not None,
-        causal=causal is not None,
+    """Returns softmax(q·k / √K + bias) · v, where H / G query heads share a key head."""
+    k_BSHK, v_BSHK = (
+        jnp.repeat(y, q_BLHK.shape[2] // y.shape[2], axis=2) for y in (k_BSGK, v_BSGK)
     )
-    if bias_BHLS is not None:
-        bias_BHLS = jax.lax.stop_gradient(bias_BHLS)
-    kernel = choose(call, device_in_force(), wanted).name
-    if kernel == "cudnn":
-        return _cudnn(q_BLHK, k_BSGK, v_BSGK, mask_BxLS, bias_BHLS, is_causal=call.causal)
-    if kernel == "splash":
-        assert causal is not None
-        return _splash(q_BLHK, k_BSGK, v_BSGK, causal)
-    if causal is not None:
-        return attend_causal(q_BLHK, k_BSGK, v_BSGK, causal)
-    biases = [] if bias_BHLS is None else [bias_BHLS]
-    if mask_BxLS is not None:
-        biases.append(jnp.where(mask_BxLS, 0.0, MASKED))
-    return attend_plain(q_BLHK, k_BSGK, v_BSGK, biases)
+    scores_BHLS = jnp.einsum("blhk,bshk->bhls", q_BLHK, k_BSHK) / math.sqrt(q_BLHK.shape[-1])
+    return jnp.einsum("bhls,bshk->blhk", jax.nn.softmax(scores_BHLS + bias_BHLS), v_BSHK)
 
 
-def _cudnn(q_BLHK, k_BSGK, v_BSGK, mask_BxLS, bias_BHLS, *, is_causal: bool):
-    def local(q, k, v, bias=None):
-        return jax.nn.dot_product_attention(
-            q, k, v, bias=bias, is_causal=is_causal, implementation="cudnn"
-        )
-
-    if mask_BxLS is None and bias_BHLS is None:
-        return _on_each_device(local, (q_BLHK, k_BSGK, v_BSGK))
-    # cuDNN takes one bias, in the type of the queries: of float32 it makes NaN (jax#32242).
-    dtype = q_BLHK.dtype
-    bias = jnp.zeros((), dtype) if bias_BHLS is None else bias_BHLS.astype(dtype)
-    if mask_BxLS is not None:
-        # Far below any score. The type's lowest would overflow where two are added.
-        bias = jnp.where(mask_BxLS, bias, jnp.asarray(-1e12, dtype))
-    heads = head_axis(k_BSGK.shape[2]) if bias.shape[1] > 1 else None
-    spec = PartitionSpec(row_axes(len(q_BLHK)), heads)
-    return _on_each_device(local, (q_BLHK, k_BSGK, v_BSGK), (bias, spec))
-
-
-def _splash(q_BLHK, k_BLGK, v_BLGK, causal: CausalRows):
-    q_BLHK = q_BLHK * jnp.asarray(q_BLHK.shape[-1] ** -0.5, q_BLHK.dtype)
-    if causal.slopes_H is not None:
-        q_BLHK, k_BLGK = with_alibi(q_BLHK, k_BLGK, causal.slopes_H, causal.positions_BL)
-    local = partial(_splash_of_device, interpret=_platform() != "tpu")
-    segments = causal.segments_BL, PartitionSpec(row_axes(len(q_BLHK)))
-    return _on_each_device(local, (q_BLHK, k_BLGK, v_BLGK), segments)
-
-
-def with_alibi(
+def attention(
     q_BLHK: Float[Array, "B L H K"],
     k_BSGK: Float[Array, "B S G K"],
-    slopes_H: Float[Array, "H"],
-    positions_BS: Int[Array, "B S"],
-) -> tuple[Float[Array, "B L H K6"], Float[Array, "B S G K6"]]:
-    """ALiBi as six more features of queries and keys, so that no kernel has to read a bias.
+    v_BSGK: Float[Array, "B S G K"],
+    causal: CausalRows | None = None,
+    *,
+    choice: AttentionChoice = "auto",
+) -> Float[Array, "B L H K"]:
+    """Computes `attention_reference`, of all keys or of those that causal rows let a query see.
 
-    The bias of query i and key j is slope · (position j − position i), and what depends on i alone
-    makes no difference to a softmax. The slope is cut into three parts and the position into two,
-    which bfloat16 holds exactly up to 2¹⁶ positions; a kernel sums products in float32.
+    Without a kernel, causal rows are taken a block of queries at a time, each block with the keys
+    that it can see.
     """
-    parts, rest_H = [], slopes_H
-    for _ in range(3):
-        # Not a cast and back, which XLA may leave out.
-        parts.append(jax.lax.reduce_precision(rest_H, exponent_bits=8, mantissa_bits=7))
-        rest_H = rest_H - parts[-1]
-    slopes_H6 = jnp.stack([part for part in parts for _ in range(2)], axis=-1)
-    low_BS = positions_BS % 256
-    positions_BS6 = jnp.stack([positions_BS - low_BS, low_BS] * 3, axis=-1)
+    kernel = kernels.choose(_call(q_BLHK, k_BSGK, causal), kernels.device_in_force(), choice).name
+    if kernel == "cudnn":
+        bias = None if causal is None else prepared(causal, q_BLHK, force=True).bias_BxLS
+        return kernels.cudnn(q_BLHK, k_BSGK, v_BSGK, bias, is_causal=causal is not None)
+    if kernel == "splash":
+        assert causal is not None
+        return kernels.splash(
+            q_BLHK, k_BSGK, v_BSGK, causal.segments_BL, causal.positions_BL, causal.slopes_H
+        )
+    length, keys = q_BLHK.shape[1], k_BSGK.shape[1]
+    attended = []
+    for block in [range(length)] if causal is None else causal_blocks(length):
+        seen = slice(keys if causal is None else block.stop)
+        biases = () if causal is None else _causal_biases(causal, block)
+        q = q_BLHK[:, block.start : block.stop]
+        qkv = _by_key_head(q, k_BSGK[:, seen], v_BSGK[:, seen])
+        y = softmax_attention(*qkv, _biases_by_key_head(biases, q.shape, k_BSGK.shape[2]))
+        attended.append(rearrange(y, "b g (m l) k -> b l (g m) k", l=len(block)))
+    return jnp.concatenate(attended, axis=1)
 
-    def append(x: Array, features: Array) -> Array:
-        features = jnp.broadcast_to(features, (*x.shape[:-1], 6)).astype(x.dtype)
-        return jnp.concatenate([x, features], axis=-1)
 
-    return append(q_BLHK, slopes_H6), append(k_BSGK, positions_BS6[:, :, None])
+@jax.custom_vjp
+def softmax_attention(
+    q: Float[Array, "... L K"],
+    k: Float[Array, "... S K"],
+    v: Float[Array, "... S K"],
+    biases: tuple[Float[Array, "... #L S"], ...] = (),
+) -> Float[Array, "... L K"]:
+    """Returns softmax(q·k / √K + biases) · v over any leading axes.
+
+    No gradient flows to the biases. Rematerialisation computes the weights again from q and k.
+    """
+    weights, total = _softmax(q, k, biases)
+    attended = jnp.einsum("...ls,...sk->...lk", weights.astype(v.dtype), v) / total
+    return attended.astype(v.dtype)
 
 
-def _splash_of_device(q_BLHK, k_BLGK, v_BLGK, segments_BL, *, interpret: bool):
-    from jax.experimental.pallas.ops.tpu import splash_attention as splash  # it takes a second
+def _softmax(q, k, biases):
+    """Returns exp(score − max), and its sum."""
+    score = jnp.einsum("...lk,...sk->...ls", q, k, preferred_element_type=jnp.float32)
+    score = score * q.shape[-1] ** -0.5
+    for bias in biases:  # one by one: their sum would be an array of all scores' size
+        score = score + bias
+    # Nothing of this is named to be kept, and the division by the sum comes after the product with
+    # v: so XLA for CPUs makes one loop of it all, which both cores run and which writes no scores.
+    # Alone, a matmul of many small matrices runs on one core there.
+    weights = jnp.exp(score - score.max(axis=-1, keepdims=True))
+    return weights, weights.sum(axis=-1, keepdims=True)
 
-    length, heads = q_BLHK.shape[1:3]
-    block = next(size for size in SPLASH_BLOCKS if length % size == 0)
-    kernel = splash.make_splash_mha(
-        splash.MultiHeadMask([splash.CausalMask((length, length))] * heads),
-        head_shards=1,
-        q_seq_shards=1,
-        block_sizes=splash.BlockSizes(
-            block_q=block,
-            block_kv=block,
-            block_q_dkv=block,
-            block_kv_dkv=block,
-            block_q_dq=block,
-            block_kv_dq=block,
-        ),
-        interpret=interpret,
+
+def _softmax_attention_forward(q, k, v, biases):
+    weights, total = _softmax(q, k, biases)
+    attended = jnp.einsum("...ls,...sk->...lk", weights.astype(v.dtype), v) / total
+    return attended.astype(v.dtype), (q, k, v, (weights / total).astype(v.dtype))
+
+
+def _softmax_attention_backward(saved, gradient):
+    q, k, v, weights = saved
+    of_v = jnp.einsum("...ls,...lk->...sk", weights, gradient)
+    of_weights = jnp.einsum("...lk,...sk->...ls", gradient, v, preferred_element_type=jnp.float32)
+    mean = jnp.sum(weights * of_weights, axis=-1, keepdims=True)
+    of_score = (weights * (of_weights - mean)).astype(q.dtype)
+    of_q = jnp.einsum("...ls,...sk->...lk", of_score, k, preferred_element_type=jnp.float32)
+    of_k = jnp.einsum("...ls,...lk->...sk", of_score, q, preferred_element_type=jnp.float32)
+    scale = q.shape[-1] ** -0.5  # here, as these are smaller than the scores
+    return (scale * of_q).astype(q.dtype), (scale * of_k).astype(k.dtype), of_v, None
+
+
+softmax_attention.defvjp(_softmax_attention_forward, _softmax_attention_backward)
+
+
+def causal_mask(segments_BL: Int[Array, "B L"]) -> Bool[Array, "B 1 L L"]:
+    """Returns whether a token (L) sees another (L): itself and earlier ones of its own segment.
+
+    Padding (segment 0) sees padding only, which keeps its softmax finite and everything else
+    untouched by it.
+    """
+    length = segments_BL.shape[1]
+    same_BLL = segments_BL[:, :, None] == segments_BL[:, None, :]
+    return (same_BLL & jnp.tri(length, dtype=bool))[:, None]
+
+
+def causal_blocks(length: int) -> list[range]:
+    """Returns queries that attend together, to the keys up to the last of them."""
+    count = max(1, min(CAUSAL_BLOCKS, length // SMALLEST_CAUSAL_BLOCK))
+    size = math.ceil(length / count)
+    return [range(first, min(first + size, length)) for first in range(0, length, size)]
+
+
+def prepared(
+    causal: CausalRows,
+    q_BLHK: Float[Array, "B L H K"] | jax.ShapeDtypeStruct,
+    choice: AttentionChoice = "auto",
+    *,
+    force: bool = False,
+) -> CausalRows:
+    """Adds what the kernel of such queries reads: once for all layers, outside of their scan.
+
+    `force`: although another kernel may be chosen.
+    """
+    call = _call(q_BLHK, q_BLHK, causal)
+    if causal.bias_BxLS is not None:
+        return causal
+    if not force and kernels.choose(call, kernels.device_in_force(), choice).name != "cudnn":
+        return causal
+    positions_BL, bias_BxLS = causal.positions_BL, jnp.zeros((), jnp.float32)
+    if causal.slopes_H is not None:
+        distance_BLS = positions_BL[:, None, :] - positions_BL[:, :, None]
+        bias_BxLS = causal.slopes_H[None, :, None, None] * distance_BLS[:, None]
+    # cuDNN takes one bias, in the type of the queries: of float32 it makes NaN (jax#32242). −10¹²
+    # is far below any score; the type's lowest would overflow where two are added.
+    bias_BxLS = jax.lax.stop_gradient(bias_BxLS).astype(q_BLHK.dtype)
+    hidden = jnp.asarray(-1e12, q_BLHK.dtype)
+    bias_BxLS = jnp.where(causal_mask(causal.segments_BL), bias_BxLS, hidden)
+    return dataclasses.replace(causal, bias_BxLS=bias_BxLS)
+
+
+def _call(q_BLHK, k_BSGK, causal: CausalRows | None) -> kernels.Call:
+    is_causal = causal is not None
+    (_, queries, _, head_width), keys = q_BLHK.shape, k_BSGK.shape[1]
+    return kernels.Call(
+        str(q_BLHK.dtype), head_width, queries, keys, masked=is_causal, causal=is_causal
     )
 
-    def row(q_LHK, k_LGK, v_LGK, segments_L):
-        heads_first = (x.swapaxes(0, 1) for x in (q_LHK, k_LGK, v_LGK))
-        return kernel(*heads_first, splash.SegmentIds(segments_L, segments_L)).swapaxes(0, 1)
 
-    return jax.vmap(row)(q_BLHK, k_BLGK, v_BLGK, segments_BL)
+def _by_key_head(q_BLHK, k_BSGK, v_BSGK):
+    """The query heads of one key head are further queries of it."""
+    q_BGLK = rearrange(q_BLHK, "b l (g m) k -> b g (m l) k", g=k_BSGK.shape[2])
+    return q_BGLK, *(rearrange(y, "b s g k -> b g s k") for y in (k_BSGK, v_BSGK))
 
 
-def _on_each_device(
-    local: Callable[..., Array],
-    qkv: tuple[Array, Array, Array],
-    *others: tuple[Array, PartitionSpec],
-) -> Array:
-    """`local` on each device's rows and heads: the compiler cannot split a kernel."""
-    arrays = (*qkv, *(array for array, _ in others))
-    if not jax.sharding.get_abstract_mesh().axis_names:
-        return local(*arrays)
-    spec = PartitionSpec(row_axes(len(qkv[0])), None, head_axis(qkv[1].shape[2]))
-    specs = (spec, spec, spec, *(spec for _, spec in others))
-    # No type that says over which axes a value varies: kernels do not state theirs.
-    return jax.shard_map(local, in_specs=specs, out_specs=spec, check_vma=False)(*arrays)
+def _biases_by_key_head(biases, shape: tuple[int, ...], groups: int) -> tuple[Array, ...]:
+    _, length, heads, _ = shape
+    if heads == groups:
+        return tuple(biases)
+
+    def by_group(bias_BHLS: Array) -> Array:
+        shape = (*bias_BHLS.shape[:1], heads, length, *bias_BHLS.shape[3:])
+        every_BHLS = jnp.broadcast_to(bias_BHLS, shape)
+        return rearrange(every_BHLS, "b (g m) l s -> b g (m l) s", g=groups)
+
+    return tuple(map(by_group, biases))
+
+
+def _causal_biases(causal: CausalRows, block: range) -> list[Float[Array, "B #H #L S"]]:
+    """The mask, and ALiBi as a bias of keys: no array of heads × queries × keys.
+
+    Distances are those from the block's last query. From another one of the same segment all of
+    them differ alike, which makes no difference to a softmax.
+    """
+    mask_BxLS = causal_mask(causal.segments_BL[:, : block.stop])[:, :, block.start :]
+    biases = [jnp.where(mask_BxLS, 0.0, MASKED)]
+    if causal.slopes_H is not None:
+        positions_BS = causal.positions_BL[:, : block.stop]
+        distances_BS = positions_BS - positions_BS[:, -1:]
+        biases.append(causal.slopes_H[:, None, None] * distances_BS[:, None, None])
+    return biases

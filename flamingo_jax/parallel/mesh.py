@@ -1,7 +1,7 @@
 """The device mesh: how it is made, and how the mesh in force splits rows and heads."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -166,3 +166,26 @@ def constrain_batch(x: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
     """
     axes = row_axes(len(x))
     return x if axes is None else jax.lax.with_sharding_constraint(x, PartitionSpec(axes))
+
+
+def map_rows(
+    apply: Callable[[Array], Array], arrays: Sequence[Shaped[Array, "_ ..."]]
+) -> list[Shaped[Array, "_ ..."]]:
+    """Returns `apply` of each array, with the rows of all arrays of one shape in one call.
+
+    No rows need no work: what they would give is empty.
+    """
+    made: list[Array] = list(arrays)
+    by_shape: dict[tuple[int, ...], list[int]] = {}
+    for i, array in enumerate(arrays):
+        by_shape.setdefault(array.shape[1:], []).append(i)
+    for same in by_shape.values():
+        joined = concat_per_device([arrays[i] for i in same])
+        if len(joined):
+            rows = split_per_device(apply(joined), [len(arrays[i]) for i in same])
+        else:
+            shape = jax.eval_shape(apply, jnp.zeros((1, *joined.shape[1:]), joined.dtype))
+            rows = [jnp.zeros((0, *shape.shape[1:]), shape.dtype)] * len(same)
+        for i, own in zip(same, rows, strict=True):
+            made[i] = own
+    return made

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from flamingo_jax.parallel.fsdp import RematPolicy
+from flamingo_jax.parallel.remat import RematPolicy
 from flamingo_jax.plan.account import StepCost
 from flamingo_jax.train.config import Config
 

@@ -12,9 +12,9 @@ from typing import Literal
 from flamingo_jax.data.streams import StreamConfig
 from flamingo_jax.models.params import model_graph, select
 from flamingo_jax.models.vlm import ModelConfig
-from flamingo_jax.ops.attention_xla import causal_blocks
+from flamingo_jax.ops.attention import causal_blocks
 from flamingo_jax.ops.grouped_attention import num_slots
-from flamingo_jax.parallel.fsdp import RematPolicy, policy_for_new_modules
+from flamingo_jax.parallel.remat import RematPolicy, policy_for_new_modules
 from flamingo_jax.train.config import Config
 
 Part = Literal["vision", "resampler", "cross_attention", "lm", "head"]

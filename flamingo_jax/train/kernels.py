@@ -1,22 +1,23 @@
 """Which attention kernels a run uses, and whether they compute what plain attention does."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from flamingo_jax.models.decoder import alibi_slopes, segment_positions
-from flamingo_jax.ops.attention import (
+from flamingo_jax.models.decoder import alibi_slopes
+from flamingo_jax.models.text import segment_positions
+from flamingo_jax.ops.attention import CausalRows, attention
+from flamingo_jax.ops.attention_kernels import (
     AttentionChoice,
     Call,
     Kernel,
-    attend,
     choose,
     device_in_force,
 )
-from flamingo_jax.ops.attention_xla import CausalRows, causal_mask
 from flamingo_jax.train.config import Config
 from flamingo_jax.train.flops import FRAMES
 
@@ -47,26 +48,22 @@ def attention_calls(config: Config) -> Iterator[tuple[str, Call, AttentionChoice
 
 
 def compare_attention(kv_heads: int = 2, length: int = 256) -> tuple[Kernel, float, float]:
-    """A kernel of the device in force beside plain attention, in bfloat16.
+    """Runs a kernel of the device in force beside plain attention, in bfloat16.
+
+    Causal rows, with segments and ALiBi.
 
     Returns: the kernel, how far its outputs and gradients are from those of float32, as a share of
-    the largest, and how far plain attention's are. Causal rows, with segments and ALiBi.
+    the largest, and how far plain attention's are.
     """
     shapes = [(2, length, heads, 64) for heads in (4, kv_heads, kv_heads, 4)]
     keys = jax.random.split(jax.random.key(0), 4)
     *qkv, gradient = map(jax.random.normal, keys, shapes)
     segments_BL = jnp.arange(length)[None] // jnp.array([[length], [length // 3]]) + 1
-    positions_BL, slopes_H = segment_positions(segments_BL), alibi_slopes(4)
-    distance_BLL = positions_BL[:, None, :] - positions_BL[:, :, None]
-    mask, bias = causal_mask(segments_BL), slopes_H[:, None, None] * distance_BLL[:, None]
-    causal = CausalRows(segments_BL, positions_BL, slopes_H)
+    causal = CausalRows(segments_BL, segment_positions(segments_BL), alibi_slopes(4))
 
-    def results(dtype: str, wanted: AttentionChoice) -> list[Array]:
-        def attention(q: Array, k: Array, v: Array) -> Array:
-            return attend(q, k, v, mask_BxLS=mask, bias_BHLS=bias, causal=causal, wanted=wanted)
-
+    def results(dtype: str, choice: AttentionChoice) -> list[Array]:
         def run(*inputs: Array) -> list[Array]:
-            out, pull_back = jax.vjp(attention, *inputs)
+            out, pull_back = jax.vjp(partial(attention, causal=causal, choice=choice), *inputs)
             return [out, *pull_back(gradient.astype(dtype))]
 
         arrays = jax.jit(run)(*(x.astype(dtype) for x in qkv))
@@ -77,9 +74,9 @@ def compare_attention(kv_heads: int = 2, length: int = 256) -> tuple[Kernel, flo
     distances = [
         max(
             float(jnp.abs(a - b).max() / jnp.abs(b).max())
-            for a, b in zip(results("bfloat16", wanted), exact, strict=True)
+            for a, b in zip(results("bfloat16", choice), exact, strict=True)
         )
-        for wanted in ("auto", "xla")
+        for choice in ("auto", "xla")
     ]
     call = Call("bfloat16", 64, length, length, masked=True, causal=True)
     return choose(call, device_in_force()), distances[0], distances[1]

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 from flamingo_jax.models.params import ModelGraph, Params
 from flamingo_jax.models.vlm import VisionLanguageModel
 
-# stream → images (B, T, F, H, W, 3) or their patches (B, T, F, N, D); tokens, segments, weights
+# stream → images (B, T, F, H, W, 3) or their features (B, T, F, P, D); tokens, segments, weights
 Batch = Mapping[str, Mapping[str, Array]]
 Metrics = dict[str, Array]
 
@@ -40,16 +40,19 @@ def stream_losses(
     totals: Mapping[str, Array],
     row_parts: Mapping[str, int] | None = None,
 ) -> dict[str, Float[Array, ""]]:
-    """Loss of each stream: Σ weight·nll of its tokens over `totals`, the Σ weight it is part of.
+    """Returns the loss of each stream: Σ weight·nll of its tokens over `totals`, the Σ weight that
+    it is part of.
 
-    `row_parts`: of each stream, see `Flamingo.together`; none: 1.
+    `row_parts`: of each stream, see `VisionLanguageModel.hidden_states`; none: 1.
     """
-    model = graph.merge(params, frozen)
-    seen = encode_images(model, batch)
-    latents = model.latents([stream["patches"] for stream in seen.values()])
-    texts = model.together(
-        [(x, s["tokens"], s["segments"]) for x, s in zip(latents, seen.values(), strict=True)],
-        [(row_parts or {}).get(name, 1) for name in seen],
+    model: VisionLanguageModel = graph.merge(params, frozen)
+    streams = encode_images(model, batch).values()
+    vectors = model.connect([stream["features"] for stream in streams])
+    texts = model.hidden_states(
+        vectors,
+        [stream["tokens"] for stream in streams],
+        [stream["segments"] for stream in streams],
+        [(row_parts or {}).get(name, 1) for name in batch],
     )
     return {
         name: model.weighted_nll(x_BLD, batch[name]["tokens"], batch[name]["weights"])
@@ -59,12 +62,12 @@ def stream_losses(
 
 
 def encode_images(model: VisionLanguageModel, batch: Batch) -> Batch:
-    """The batch with the patch tokens of its images instead of the images."""
-    unseen = [name for name, stream in batch.items() if "patches" not in stream]
-    patches = dict(zip(unseen, model.patches([batch[n]["images"] for n in unseen]), strict=True))
+    """Returns the batch with the features of its images instead of the images."""
+    unseen = [name for name, stream in batch.items() if "features" not in stream]
+    features = dict(zip(unseen, model.encode([batch[n]["images"] for n in unseen]), strict=True))
     return {
         name: {k: v for k, v in stream.items() if k != "images"}
-        | ({"patches": patches[name]} if name in patches else {})
+        | ({"features": features[name]} if name in features else {})
         for name, stream in batch.items()
     }
 

@@ -115,11 +115,11 @@ class VisionCache:
             else:
                 self._found += 1
         others = {name: value for name, value in rows.items() if name != "images"}
-        placed = to_device({"": {**others, "patches": patches}}, self._mesh)[""]
+        placed = to_device({"": {**others, "features": patches}}, self._mesh)[""]
         keys = list(missing)
         for first in range(0, len(keys), self._size):
             some = {key: missing[key] for key in keys[first : first + self._size]}
-            placed["patches"] = self._encode(images, some, placed["patches"])
+            placed["features"] = self._encode(images, some, placed["features"])
         return placed
 
     def _encode(
@@ -165,7 +165,7 @@ def _program(run: Run) -> Any:
 
     def fill(weights, patches, images, source):
         # The rest of the model is not there, and not used.
-        encoded = graph.merge(others, weights).patches([images])[0][:, 0]
+        encoded = graph.merge(others, weights).encode([images])[0][:, 0]
         where = source[..., None, None, None]
         return jnp.where(where < 0, patches, encoded[source]), encoded
 

@@ -85,7 +85,7 @@ def test_activations_equal_the_originals(mpt):
     images = unpadded(arrays)[0]
     flat = images.reshape(-1, *images.shape[-3:])
     pooled, latents = jax.jit(
-        lambda: (flamingo.vision.pooled(flat), flamingo.encode_images(images))
+        lambda: (flamingo.vision.pooled(flat), flamingo.image_vectors(images))
     )()
     for ours, name in ((pooled, "vit_pooled"), (latents, "perceiver")):
         assert np.abs(ours - mpt.arrays[f"act_{name}"]).max() < TOLERANCE

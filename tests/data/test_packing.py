@@ -133,8 +133,8 @@ def test_the_summed_loss_is_that_of_the_unpacked_batch(small, rng, parts):
 
     def summed(examples, parts):
         batch = {name: jnp.stack([e[name] for e in examples]) for name in examples[0]}
-        inputs = model.encode_images(batch["images"]), batch["tokens"], batch["segments"]
-        (text,) = model.together([inputs], [parts])
+        inputs = model.image_vectors(batch["images"]), batch["tokens"], batch["segments"]
+        (text,) = model.hidden_states(*([x] for x in inputs), [parts])
         return weighted_nll(model.decoder.logits(text), batch["tokens"], batch["weights"])
 
     with jax.default_matmul_precision("highest"):

@@ -6,7 +6,6 @@ from flamingo_jax.data import digits
 from flamingo_jax.errors import UserError
 from flamingo_jax.generate import attention_maps as maps_of
 from flamingo_jax.generate.attention_maps import attention_maps
-from flamingo_jax.models.fusion.cross_attention import visible_image
 
 SCANS = digits.scans("held_out")[0]
 PROMPT = ["zero", SCANS[0], "dax", SCANS[1], "a handwritten"]
@@ -36,36 +35,35 @@ def test_the_weights_are_those_of_the_model(flamingo):
     model = flamingo.graph.merge(flamingo.params)
     prompt = flamingo.read(PROMPT)
     tokens = jnp.asarray(prompt.tokens_L[None])
-    segments = jnp.ones_like(tokens)
-    visible = visible_image(tokens, model.config.image_token, segments)
-    media = model.encode_images(prompt.media_TFHWC[None])
-    x = model.decoder.embed(tokens, segments)
-    block = maps_of._layer(model.cross_attention, 0)
-    weights = np.asarray(maps_of._latent_weights(block, x, media, visible))[0]
-    keys_values = block.keys_values(media)
-    values = np.asarray(keys_values[1])[0]  # (H, T, R, K)
-    queries = block.query(block.norm(x))
-    expected = np.asarray(block._attend(queries, keys_values, visible, visible >= 0))[0]
+    vectors = model.image_vectors(prompt.media_TFHWC[None])
+    x_ND, _, images = model.read([vectors], [tokens], [jnp.ones_like(tokens)])
+    block = next(layer.inserted for layer in model.layers.unstacked() if layer.inserted)
+    weights = np.asarray(maps_of._latent_weights(block, x_ND[None], images))[0]
+    keys_values = images.keys_values(block.key, block.value, block.config.head_dim)
+    values = np.asarray(keys_values[0][1])[0]  # (H, T, R, K)
+    queries = block.query(block.norm(x_ND)).reshape(len(x_ND), -1, block.config.head_dim)
+    expected = np.asarray(images.attend(queries, keys_values)[0])
+    visible = images.visible[0][0]
     for place in range(1, tokens.shape[1]):
-        seen = values[:, int(visible[0, place])]
+        seen = values[:, int(visible[place])]
         heads = np.einsum("hr,hrk->hk", weights[:, place], seen).reshape(-1)
         np.testing.assert_allclose(heads, expected[place], atol=1e-5)
 
 
-def test_the_layers_run_as_in_the_model(flamingo):
-    """The last block's input, seen by a scan and by the loop."""
+def test_layers_run_one_by_one_as_they_are_scanned(flamingo):
     model = flamingo.graph.merge(flamingo.params)
     prompt = flamingo.read(PROMPT)
-    tokens, segments = jnp.asarray(prompt.tokens_L[None]), jnp.ones((1, 7), jnp.int32)
+    tokens = jnp.asarray(prompt.tokens_L[None])
+    vectors = model.image_vectors(prompt.media_TFHWC[None])
+    given = model.read([vectors], [tokens], [jnp.ones_like(tokens)])
     seen = []
-    maps_of._run_layers(model, tokens, segments, lambda _, x: seen.append(x) or x + 1)
-    own = []
-    first, second = (maps_of._layer(stack, 0) for stack in model.decoder.layers)
-    context = model.decoder.context(segments)
-    own = first(model.decoder.embed(tokens, segments), context)
-    np.testing.assert_allclose(seen[0], own, atol=1e-6)
-    assert len(seen) == 1
-    assert second is not None
+    layers = model.layers.unstacked()
+    apart, _ = model.layers.run(
+        *given, layers=layers, watch=lambda layer, x: seen.append((layer, x))
+    )
+    np.testing.assert_allclose(apart, model.layers.run(*given)[0], atol=1e-6)
+    assert [layer for layer, _ in seen] == layers
+    np.testing.assert_array_equal(seen[0][1], given[0])
 
 
 def test_another_picture_moves_the_look_at_it_only(maps, flamingo):

@@ -4,7 +4,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flamingo_jax.models.fusion.cross_attention import visible_image
+from flamingo_jax.models.fusion.gated_cross_attention import Images
+from flamingo_jax.models.text import visible_image
 
 IMAGE = 9
 
@@ -43,14 +44,20 @@ def test_packed_segments_keep_their_images_apart():
     assert visible_image(tokens, IMAGE, segments)[0].tolist() == [0, 0, -1, 1, 1]
 
 
+def look(layer, text, media, visible):
+    """One text through a block."""
+    images = Images((media,), (visible,), uniform_beyond=False, keep=False)
+    return layer(text[0], images)[0][None]
+
+
 def test_a_text_sees_its_own_image_only(small, rng):
     """Perturbing an image changes the text that sees it, and nothing else, exactly."""
     layer = jax.tree.map(lambda x: x[0], small[2].cross_attention)
     text = jnp.asarray(rng.normal(size=(1, 5, 16)), jnp.float32)
     media = jnp.asarray(rng.normal(size=(1, 2, 3, 16)), jnp.float32)
     visible = jnp.array([[-1, 0, 0, 1, 1]])
-    before = layer(text, media, visible)
-    after = layer(text, media.at[:, 1].add(1.0), visible)
+    before = look(layer, text, media, visible)
+    after = look(layer, text, media.at[:, 1].add(1.0), visible)
     np.testing.assert_array_equal(before[:, :3], after[:, :3])
     assert (np.abs(before - after)[:, 3:].max(axis=-1) > 1e-3).all()
 
@@ -59,6 +66,6 @@ def test_text_without_an_image_gets_exactly_nothing(small, rng):
     layer = jax.tree.map(lambda x: x[0], small[2].cross_attention)
     text = jnp.asarray(rng.normal(size=(1, 4, 16)), jnp.float32)
     media = jnp.asarray(rng.normal(size=(1, 2, 3, 16)), jnp.float32)
-    out = layer(text, media, jnp.array([[-1, -1, 0, 2]]))
+    out = look(layer, text, media, jnp.array([[-1, -1, 0, 2]]))
     np.testing.assert_array_equal(out[0, [0, 1, 3]], text[0, [0, 1, 3]])
     assert np.abs(out[0, 2] - text[0, 2]).max() > 1e-3

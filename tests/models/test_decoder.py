@@ -6,13 +6,9 @@ from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flamingo_jax.models.decoder import (
-    Decoder,
-    DecoderConfig,
-    alibi_slopes,
-    causal_mask,
-    segment_positions,
-)
+from flamingo_jax.models.decoder import Decoder, DecoderConfig, alibi_slopes
+from flamingo_jax.models.text import segment_positions
+from flamingo_jax.ops.attention import causal_mask
 
 FAMILIES = {
     "mpt": {"position": "alibi", "norm_bias": False, "attention_bias": False, "mlp_bias": False},

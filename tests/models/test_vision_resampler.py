@@ -14,9 +14,11 @@ from flamingo_jax.models.vision.clip import (
 from tests.conftest import random_images
 
 
-def resampler(**sizes) -> PerceiverResampler:
+def resampler(**sizes):
+    """(B, T, F, P, D) → (B, T, R, D)."""
     config = PerceiverConfig(num_layers=2, num_latents=3, num_heads=2, head_dim=4, **sizes)
-    return PerceiverResampler(config, 8, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    model = PerceiverResampler(config, 8, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    return lambda x: model(model.inputs(x)).reshape(*x.shape[:2], 3, 8)
 
 
 def test_uint8_images_are_normalised_as_clip_does(rng):
@@ -57,7 +59,7 @@ def test_order_counts_only_with_an_embedding(rng, sizes, axis):
     patches = jnp.asarray(rng.normal(size=(1, 3, 3, 5, 8)), jnp.float32)
     reverse = jnp.flip(patches, axis)
 
-    def same(model: PerceiverResampler) -> bool:
+    def same(model) -> bool:
         turned = model(reverse)
         return np.allclose(model(patches), turned if axis == 2 else turned[:, ::-1], atol=1e-5)
 
@@ -67,14 +69,14 @@ def test_order_counts_only_with_an_embedding(rng, sizes, axis):
 
 def test_more_frames_than_embeddings_are_refused(rng):
     patches = jnp.zeros((1, 1, 3, 5, 8))
-    with pytest.raises(ValueError, match=r"3 frames given.*raise resampler\.max_frames"):
+    with pytest.raises(ValueError, match=r"3 frames given.*raise connector\.max_frames"):
         resampler(max_frames=2)(patches)
 
 
 def test_more_images_than_embeddings_are_refused():
     config = PerceiverConfig(max_media=2)
     config.check_media(2)
-    with pytest.raises(ValueError, match=r"3 media given.*raise resampler\.max_media"):
+    with pytest.raises(ValueError, match=r"3 media given.*raise connector\.max_media"):
         config.check_media(3)
 
 

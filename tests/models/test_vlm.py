@@ -108,9 +108,10 @@ def test_learned_positions_begin_anew_with_each_document_of_a_row(rng):
     images = jnp.asarray(random_images(rng, 2, 1, 1))
     segments = np.array([[1] * 4 + [2] * 4 + [0] * 5], np.int32)  # padding, too, is longer
     packed = np.pad(tokens.reshape(1, 8), ((0, 0), (0, 5)))
-    latents = model.encode_images(images)
-    together = model.together([(latents.reshape(1, 2, *latents.shape[2:]), packed, segments)])[0]
-    alone = model.together([(latents, tokens, np.ones_like(tokens))])[0]
+    vectors = model.image_vectors(images)
+    in_one_row = vectors.reshape(1, 2, *vectors.shape[2:])
+    (together,) = model.hidden_states([in_one_row], [packed], [segments])
+    (alone,) = model.hidden_states([vectors], [tokens], [np.ones_like(tokens)])
     np.testing.assert_allclose(together[0, :8].reshape(alone.shape), alone, atol=1e-5)
     with pytest.raises(ValueError, match="13 tokens is longer than the 4 learned positions"):
         model(images.reshape(1, 2, 1, 8, 8, 3), jnp.asarray(packed), jnp.asarray(segments))

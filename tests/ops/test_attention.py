@@ -15,17 +15,21 @@ from flax import nnx
 from jax._src.cudnn import fused_attention_stablehlo
 from jax.sharding import AxisType, Mesh
 
-from flamingo_jax.models.decoder import Decoder, DecoderConfig, alibi_slopes, segment_positions
+from flamingo_jax.models.decoder import Decoder, DecoderConfig, alibi_slopes
 from flamingo_jax.models.params import abstract, model_graph
-from flamingo_jax.ops import attention
-from flamingo_jax.ops.attention import Call, Device, attend, choose, with_alibi
-from flamingo_jax.ops.attention_xla import (
+from flamingo_jax.models.text import segment_positions
+from flamingo_jax.ops import attention_kernels as kernels
+from flamingo_jax.ops.attention import (
     CAUSAL_BLOCKS,
+    MASKED,
     SMALLEST_CAUSAL_BLOCK,
     CausalRows,
+    attention,
+    attention_reference,
     causal_blocks,
     causal_mask,
 )
+from flamingo_jax.ops.attention_kernels import Call, Device, choose, with_alibi
 from flamingo_jax.schema import build
 from flamingo_jax.train.config import Config
 from flamingo_jax.train.kernels import attention_calls, attention_kernels, compare_attention
@@ -39,12 +43,12 @@ VISION = Call("bfloat16", 64, 257, 257)
 
 @pytest.fixture
 def on_tpu(monkeypatch):
-    monkeypatch.setattr(attention, "device_in_force", lambda: Device("tpu"))
+    monkeypatch.setattr(kernels, "device_in_force", lambda: Device("tpu"))
 
 
 @pytest.fixture
 def on_gpu(monkeypatch):
-    monkeypatch.setattr(attention, "device_in_force", lambda: Device("gpu"))
+    monkeypatch.setattr(kernels, "device_in_force", lambda: Device("gpu"))
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91_000)
 
 
@@ -90,7 +94,7 @@ def test_every_choice(call, device, wanted, expected):
 @pytest.mark.parametrize(("kv_heads", "blocks"), [(4, (256,)), (2, (128,))])
 def test_splash_is_as_near_to_float32_as_plain_attention(on_tpu, monkeypatch, kv_heads, blocks):
     """Outputs and gradients, with segments, ALiBi and grouped heads, in one block and in many."""
-    monkeypatch.setattr(attention, "SPLASH_BLOCKS", blocks)
+    monkeypatch.setattr(kernels, "SPLASH_BLOCKS", blocks)
     monkeypatch.setattr("flamingo_jax.train.kernels.device_in_force", lambda: Device("tpu"))
     kernel, distance, plain = compare_attention(kv_heads)
     assert str(kernel) == "splash"
@@ -118,8 +122,8 @@ def decoder_case(**config):
     def loss(params, tokens_BL, remat):
         model = graph.merge(params)
         segments_BL = jnp.arange(128)[None] // 50 + jnp.zeros_like(tokens_BL)
-        x = model.embed(tokens_BL, segments_BL)
-        (y,) = model.run_layers([x], [model.context(segments_BL)], remat=remat)
+        stack = dataclasses.replace(model.stack(), remat=remat)
+        y, _ = stack.run(*model.read([tokens_BL], [segments_BL]))
         return y.astype(jnp.float32).sum()
 
     return jax.grad(loss), graph.shapes(), tokens
@@ -143,7 +147,7 @@ def test_a_mesh_computes_what_one_device_does(on_tpu, mesh, rng, shape):
     causal = CausalRows(segments, segments, alibi_slopes(4))
 
     def run(q, k, v):
-        y, pull_back = jax.vjp(lambda *x: attend(*x, causal=causal), q, k, v)
+        y, pull_back = jax.vjp(lambda *x: attention(*x, causal), q, k, v)
         return [y, *pull_back(y)]
 
     expected = jax.jit(run)(q, k, v)
@@ -216,13 +220,14 @@ def test_causal_blocks_compute_what_masked_attention_does(rng, kv_heads, length,
         distance_BLL = positions_BL[:, None, :] - positions_BL[:, :, None]
         bias = alibi_slopes(heads)[:, None, None] * distance_BLL[:, None]
 
-    def run(**causal_or_mask):
-        y, pull_back = jax.vjp(lambda *x: attend(*x, **causal_or_mask), q, k, v)
+    def run(attend):
+        y, pull_back = jax.vjp(attend, q, k, v)
         return [y, *pull_back(jnp.cos(y))]
 
     causal = CausalRows(segments_BL, positions_BL, slopes_H)
-    found = run(causal=causal)
-    expected = run(mask_BxLS=causal_mask(segments_BL), bias_BHLS=bias)
+    hidden = jnp.where(causal_mask(segments_BL), 0.0, MASKED) + (0 if bias is None else bias)
+    found = run(lambda *qkv: attention(*qkv, causal))
+    expected = run(lambda *qkv: attention_reference(*qkv, hidden))
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=2e-6 * float(jnp.abs(theirs).max()))
 
@@ -243,14 +248,14 @@ def test_flops_of_kernels_are_counted(on_gpu, monkeypatch, mesh):
     causal = CausalRows(rows, rows)
 
     def run(x):
-        return attend(x, x, x, causal=causal)
+        return attention(x, x, x, causal)
 
     matmul = 2 * 4 * 4 * 128 * 128 * 16
     with jax.set_mesh(mesh):
         assert jaxpr_flops(jax.make_jaxpr(run)(x)) == 2 * matmul
         gradient = jax.make_jaxpr(jax.grad(lambda x: run(x).astype(jnp.float32).sum()))(x)
         assert jaxpr_flops(gradient) == 7 * matmul
-        monkeypatch.setattr(attention, "device_in_force", lambda: Device("tpu"))
+        monkeypatch.setattr(kernels, "device_in_force", lambda: Device("tpu"))
         assert jaxpr_flops(jax.make_jaxpr(run)(x)) == 2 * matmul
 
 
@@ -262,15 +267,15 @@ def test_the_log_names_what_the_step_uses(monkeypatch):
         used.add(call)
         return choose(call, device, wanted)
 
-    monkeypatch.setattr(attention, "choose", recorded)
+    monkeypatch.setattr(kernels, "choose", recorded)
     graph = model_graph(config.model)
     batch = batch_shapes(config)
 
     def forward(params, batch):
         model, streams = graph.merge(params), batch.values()
-        latents = model.latents(model.patches([s["images"] for s in streams]))
-        rows = zip(latents, streams, strict=True)
-        return model.together([(x, s["tokens"], s["segments"]) for x, s in rows])
+        vectors = model.connect(model.encode([s["images"] for s in streams]))
+        texts = ([s[name] for s in streams] for name in ("tokens", "segments"))
+        return model.hidden_states(vectors, *texts)
 
     jax.eval_shape(forward, graph.shapes(), batch)
     assert used == {call for _, call, _ in attention_calls(config)}
@@ -290,11 +295,11 @@ def test_a_planned_mesh_decides(monkeypatch):
     """The devices of the mesh in force count, not those that are here."""
     described = SimpleNamespace(abstract_device=SimpleNamespace(platform="tpu"))
     monkeypatch.setattr(jax.sharding, "get_abstract_mesh", lambda: described)
-    assert attention.device_in_force() == Device("tpu")
+    assert kernels.device_in_force() == Device("tpu")
 
 
 def test_an_old_gpu_has_no_kernel(on_gpu, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax, "local_devices", lambda: [SimpleNamespace(compute_capability="7.5")])
-    lacks = attention._gpu_lacks.__wrapped__()
+    lacks = kernels._gpu_lacks.__wrapped__()
     assert str(choose(TEXT, Device("gpu", lacks))).startswith("XLA (compute capability 7.5;")

@@ -3,8 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flamingo_jax.ops.fused import MASKED, gelu, normalize, softmax_attention
-from flamingo_jax.parallel.fsdp import fsdp_remat_layer
+from flamingo_jax.ops.attention import MASKED, softmax_attention
+from flamingo_jax.ops.fused import gelu, layer_norm, rms_norm
+from flamingo_jax.parallel.remat import remat
 
 CLOSE = {"float32": {"rtol": 2e-5, "atol": 2e-6}, "bfloat16": {"rtol": 2e-2, "atol": 2e-2}}
 
@@ -48,18 +49,27 @@ def test_gelu_is_that_of_pytorch():
 
 @pytest.mark.parametrize("dtype", CLOSE)
 @pytest.mark.parametrize("has_bias", [True, False])
-def test_normalize(has_bias, dtype):
+def test_layer_norm(has_bias, dtype):
     def plain(x, scale, bias):
         centered = x - x.mean(-1, keepdims=True)
         y = centered / jnp.sqrt(jnp.mean(centered**2, -1, keepdims=True) + 1e-5) * scale
         return y + bias if has_bias else y + 0 * bias
 
     def ours(x, scale, bias):
-        y = normalize(x, scale, bias if has_bias else None, 1e-5, dtype)
+        y = layer_norm(x, scale, bias if has_bias else None, 1e-5, dtype)
         return y if has_bias else y + 0 * bias
 
     x = 3 * normal(0, 4, 5, 16) + 100 * (dtype == "float32")  # far from zero, as residuals are
     check(ours, plain, [x, 1 + 0.1 * normal(1, 16), normal(2, 16)], dtype)
+
+
+@pytest.mark.parametrize("dtype", CLOSE)
+def test_rms_norm(dtype):
+    def plain(x, scale):
+        return x / jnp.sqrt(jnp.mean(x**2, -1, keepdims=True) + 1e-5) * scale
+
+    inputs = [3 * normal(0, 4, 5, 16), 1 + 0.1 * normal(1, 16)]
+    check(lambda x, scale: rms_norm(x, scale, 1e-5, dtype), plain, inputs, dtype)
 
 
 def plain_attention(q, k, v, bias):
@@ -85,10 +95,8 @@ def test_xla_for_cpus_writes_no_scores():
     q, k = normal(0, 8, 64, 64, 8), normal(1, 8, 64, 128, 8)
     scores = 4 * q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2]
     biases = (normal(2, 8, 1, 64, 128),)
-    attend = fsdp_remat_layer(
-        lambda _, qkv: softmax_attention(*qkv, biases), jnp.float32, "elementwise"
-    )
-    forward = jax.jit(lambda *qkv: jax.vjp(lambda *qkv: attend(None, qkv), *qkv))
+    attend = remat(lambda *qkv: softmax_attention(*qkv, biases), "elementwise")
+    forward = jax.jit(lambda *qkv: jax.vjp(attend, *qkv))
     compiled = forward.lower(q, k, k).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < scores / 8
 

@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flamingo_jax.models.fusion.cross_attention import (
+from flamingo_jax.models.fusion.gated_cross_attention import (
     GatedCrossAttention,
     GatedCrossAttentionConfig,
+    Images,
 )
 from flamingo_jax.ops import grouped_attention as blocks_of
 from flamingo_jax.ops.grouped_attention import (
@@ -84,11 +85,15 @@ def run(layer, text, media, visible):
     """The output, and the gradients of everything."""
 
     def loss(layer_and_inputs):
-        layer, text, media = layer_and_inputs
-        return jnp.sum(jnp.cos(layer(text, media, visible)))
+        return jnp.sum(jnp.cos(look(*layer_and_inputs, visible)))
 
     gradients = jax.jit(jax.grad(loss))((layer, text, media))
-    return jax.tree.leaves((layer(text, media, visible), gradients))
+    return jax.tree.leaves((look(layer, text, media, visible), gradients))
+
+
+def look(layer, text, media, visible):
+    images = Images((media,), (visible,), uniform_beyond=False, keep=False)
+    return layer(text.reshape(-1, 16), images)[0]
 
 
 def test_blocks_attend_as_masking_does(layer, rng, monkeypatch):
@@ -97,7 +102,7 @@ def test_blocks_attend_as_masking_does(layer, rng, monkeypatch):
     visible = jnp.asarray(rng.integers(-1, IMAGES + 1, (3, 20)))
     assert num_slots(20, IMAGES) == 32
     by_block = run(layer, text, media, visible)
-    monkeypatch.setattr("flamingo_jax.models.fusion.cross_attention.num_slots", lambda *_: None)
+    monkeypatch.setattr(blocks_of, "num_slots", lambda *_: None)
     for found, expected in zip(by_block, run(layer, text, media, visible), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
@@ -106,11 +111,9 @@ def test_one_token_attends_to_one_image(layer, rng):
     """As in decoding: the work does not grow with the images."""
 
     def flops(images):
-        shapes = [(1, 1, 16), (1, images, 3, 16)]
-        arrays = (jnp.zeros(shape) for shape in shapes)
-        block = lambda x, kv: layer.attend_to(x, kv, jnp.zeros((1, 1), jnp.int32))  # noqa: E731
-        text, media = arrays
-        compiled = jax.jit(block).lower(text, layer.keys_values(media)).compile()
-        return compiled.cost_analysis()["flops"]
+        seen = Images((), (jnp.zeros((1, 1), jnp.int32),), uniform_beyond=False, keep=False)
+        keys_values = [(jnp.zeros((1, 2, images, 3, 8)), jnp.zeros((1, 2, images, 3, 8)))]
+        block = jax.jit(lambda x, kv: layer(x, seen, kv)[0])
+        return block.lower(jnp.zeros((1, 16)), keys_values).compile().cost_analysis()["flops"]
 
     assert flops(16) < 1.1 * flops(2)

@@ -182,7 +182,7 @@ RUNS_DRY = """
 import os
 from flamingo_jax import cli
 from flamingo_jax.data.pipeline import StepSource
-from flamingo_jax.train import main
+from flamingo_jax.train.__main__ import main
 
 read = StepSource.read
 
@@ -216,4 +216,6 @@ def test_a_process_that_hangs_ends_the_others_with_their_stacks(model, tmp_path)
     assert re.search(
         r"\[0\] process 0: step \d+ has taken more than 10 s; its threads", launch.output
     )
-    assert re.search(r'\[0\]   File ".*flamingo_jax/train.py", line \d+ in train', launch.output)
+    assert re.search(
+        r'\[0\]   File ".*flamingo_jax/train/loop.py", line \d+ in train', launch.output
+    )

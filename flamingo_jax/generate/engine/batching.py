@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from flamingo_jax.models.params import ModelGraph
-from flamingo_jax.models.vlm import Images, ModelConfig
+from flamingo_jax.models.vlm import ModelConfig, Pictures
 from flamingo_jax.text.documents import check_image_count
 
 
@@ -48,7 +48,7 @@ def bucket(size: int, smallest: int = 1) -> int:
 
 def pad_prompts(
     config: ModelConfig,
-    images: Images,
+    images: Pictures,
     tokens_BL: Int[np.ndarray, "B L"],
     segments_BL: Int[np.ndarray, "B L"] | None,
     num_images_B: Int[np.ndarray, "B"] | None,

@@ -11,9 +11,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from flamingo_jax.generate.engine import beam
-from flamingo_jax.generate.engine.cache import Layer, empty_cache
 from flamingo_jax.generate.engine.generation_config import StaticOptions
-from flamingo_jax.generate.engine.prompt import Prompt, extend, layers_after, prefill
+from flamingo_jax.generate.engine.prompt import (
+    Prompt,
+    PromptLayer,
+    empty_cache,
+    extend,
+    prefill,
+    unstacked_layers,
+)
 from flamingo_jax.generate.engine.sampling import (
     SamplingParams,
     apply_penalties,
@@ -21,7 +27,7 @@ from flamingo_jax.generate.engine.sampling import (
     filter_top_k_top_p,
 )
 from flamingo_jax.models.params import ModelGraph, Params
-from flamingo_jax.models.vlm import Images, VisionLanguageModel
+from flamingo_jax.models.vlm import Pictures, VisionLanguageModel
 
 State = dict[str, Any]
 
@@ -91,7 +97,7 @@ def _choose(
 def run_prompt(
     graph: ModelGraph,
     params: Params,
-    images: Images,
+    images: Pictures,
     tokens_BS: Int[Array, "B S"],
     segments_BS: Int[Array, "B S"],
     num_images_B: Int[Array, "B"],
@@ -130,17 +136,17 @@ def first_token(
 
 
 @partial(jax.jit, static_argnums=0)
-def take_layers(graph: ModelGraph, params: Params, prompt: Prompt) -> list[Layer]:
-    """See `layers_after`. A program of its own: many small arrays are memory used again, one
+def take_layers(graph: ModelGraph, params: Params, prompt: Prompt) -> list[PromptLayer]:
+    """See `unstacked_layers`. A program of its own: many small arrays are memory used again, one
     program's scratch of this size is memory the system has to clear for every call."""
-    return layers_after(graph.merge(params), prompt)
+    return unstacked_layers(graph.merge(params), prompt)
 
 
 @partial(jax.jit, static_argnums=(0, 6), donate_argnums=4)
 def more_tokens(
     graph: ModelGraph,
     params: Params,
-    layers: list[Layer],
+    layers: list[PromptLayer],
     prompt: Prompt,
     state: State,
     knobs: SamplingParams,

@@ -23,7 +23,7 @@ from flamingo_jax.generate.engine.generation_config import (
 )
 from flamingo_jax.generate.engine.prompt import last_images_only
 from flamingo_jax.models.params import ModelGraph, Params, on_mesh_of
-from flamingo_jax.models.vlm import Images
+from flamingo_jax.models.vlm import Pictures
 from flamingo_jax.text.stop_strings import StopStrings
 
 TOKENS_BETWEEN_LOOKS = 8  # with stop strings: decoding text is the host's work
@@ -49,7 +49,7 @@ class Generated:
 def generate(
     graph: ModelGraph,
     params: Params,
-    images: Images,
+    images: Pictures,
     tokens_BL: Int[np.ndarray, "B L"],
     segments_BL: Int[np.ndarray, "B L"] | None = None,
     *,
@@ -87,7 +87,7 @@ def generate(
 def stream(
     graph: ModelGraph,
     params: Params,
-    images: Images,
+    images: Pictures,
     tokens_BL: Int[np.ndarray, "B L"],
     segments_BL: Int[np.ndarray, "B L"] | None = None,
     *,
@@ -112,7 +112,7 @@ def stream(
 def _run(
     graph: ModelGraph,
     params: Params,
-    images: Images,
+    images: Pictures,
     tokens_BL: Int[np.ndarray, "B L"],
     segments_BL: Int[np.ndarray, "B L"] | None,
     config: GenerationConfig | None,

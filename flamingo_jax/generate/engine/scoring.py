@@ -16,7 +16,7 @@ from flamingo_jax.generate.engine.batching import bucket, model_config, pad_prom
 from flamingo_jax.generate.engine.decoding import run_prompt
 from flamingo_jax.generate.engine.prompt import Prompt, extend_packed
 from flamingo_jax.models.params import ModelGraph, Params, on_mesh_of
-from flamingo_jax.models.vlm import Images
+from flamingo_jax.models.vlm import Pictures
 from flamingo_jax.text.documents import check_image_count
 
 
@@ -58,7 +58,7 @@ def _picked(logits: Float[Array, "... V"], tokens: Int[Array, "..."]) -> Float[A
 def score_continuations(
     graph: ModelGraph,
     params: Params,
-    images: Images,
+    images: Pictures,
     tokens_BL: Int[np.ndarray, "B L"],
     segments_BL: Int[np.ndarray, "B L"] | None,
     continuations: Sequence[Sequence[int]],
@@ -121,7 +121,7 @@ def _pack(continuations: Sequence[Sequence[int]]) -> Int[np.ndarray, "4 P"]:
 def _document(
     graph: ModelGraph,
     params: Params,
-    images: Images,
+    images: Pictures,
     tokens_BL: Int[Array, "B L"],
     segments_BL: Int[Array, "B L"],
 ) -> Float[Array, "B L"]:
@@ -132,7 +132,7 @@ def _document(
 def perplexity(
     graph: ModelGraph,
     params: Params,
-    images: Images,
+    images: Pictures,
     tokens_BL: Int[np.ndarray, "B L"],
     segments_BL: Int[np.ndarray, "B L"] | None = None,
 ) -> Float[np.ndarray, "B"]:

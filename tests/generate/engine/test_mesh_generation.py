@@ -9,6 +9,7 @@ from flamingo_jax.generate.engine.generate import GenerationConfig, generate
 from flamingo_jax.generate.engine.scoring import score_continuations
 from flamingo_jax.ops.int8 import is_quantized, quantize
 from flamingo_jax.parallel import sharding
+from flamingo_jax.parallel.mesh import MeshConfig, make_mesh
 from tests.conftest import IMAGE, VOCAB, random_images
 
 
@@ -33,7 +34,7 @@ def placed(params, mesh):
 @pytest.mark.parametrize("int8", [False, True])
 def test_a_mesh_is_one_device(small, prompts, int8):
     graph, params, _ = small
-    mesh = sharding.make_mesh(sharding.MeshConfig(data=4, fsdp=2))
+    mesh = make_mesh(MeshConfig(data=4, fsdp=2))
     results = []
     for p in (params, placed(params, mesh)):
         if int8:
