@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from flamingo_jax.models.layers import Linear, stack, value
+from flamingo_jax.models.matmuls import Account, BatchSize, Layers, Reads, Scores, Stage, Weights
 from flamingo_jax.models.text import Rotary, Text, TokenLayout, segment_positions
 from flamingo_jax.models.transformer import Block, BlockConfig, LayerStack, block_norm
 from flamingo_jax.ops.attention import CausalRows, prepared
@@ -30,6 +31,7 @@ class DecoderConfig(BlockConfig):
     (`<|endofchunk|>`, `<image>`), then `num_pad_tokens` (0 or 1) that nothing trains.
     """
 
+    parameters: ClassVar[str] = "decoder"  # what their paths begin with
     vocab_size: int
     num_new_tokens: int = 0
     num_pad_tokens: int = 0
@@ -44,6 +46,54 @@ class DecoderConfig(BlockConfig):
     @property
     def total_vocab_size(self) -> int:
         return self.vocab_size + self.num_new_tokens + self.num_pad_tokens
+
+    def heads(self) -> dict[str, int]:
+        """Returns what a mesh's `tensor` axis must divide."""
+        return {"num_heads": self.num_heads, "num_kv_heads": self.kv_heads}
+
+    def accounts(self, size: BatchSize, interval: int) -> tuple[Account, Account]:
+        """Returns layers and head. `interval`: layers in a group, see `LayerStack`."""
+        text, left_over = size.rows * size.length, self.num_layers % interval
+        each = {"layers": ("text", self.num_layers - left_over), "tail": ("tail", left_over)}
+        part_length = size.length // size.parts
+        layers = Account(
+            part="lm",
+            parameters=self.parameters,
+            stages=(Stage("text", r"^(embedding|positions|layers)"), Stage("tail", r"^tail/")),
+            weights=tuple(
+                Weights(rf"^{path}/.*kernel$", text, stage, stage)
+                for path, (stage, _) in each.items()
+            ),
+            scores=tuple(
+                Scores(
+                    pattern=rf"^{path}/.*out/kernel$",
+                    count=count * size.rows * size.parts,
+                    num_heads=self.num_heads,
+                    head_width=self.head_width,
+                    num_queries=part_length,
+                    num_keys=part_length,
+                    stage=stage,
+                    keys=stage,
+                    causal=True,
+                    parallel=self.parallel_residual,
+                    name=f"text of {part_length}",
+                    choice=self.attention,
+                )
+                for path, (stage, count) in each.items()
+            ),
+            layers=tuple(
+                Layers(count * self.width * text, stage) for stage, count in each.values()
+            ),
+            added=r"/(out|down)/kernel$" if self.parallel_residual else r"/down/kernel$",
+        )
+        head = Account(
+            part="head",
+            parameters=self.parameters,
+            stages=(Stage("head", r"^norm/"),),
+            weights=(Weights(r"^embedding/" if self.tie_head else r"^head/", text, "head"),),
+            reads=(Reads(text * self.width, None, "head"),),
+        )
+        return layers, head
 
     def check_length(self, length: int) -> None:
         """ValueError: a text of this many tokens has no learned positions."""

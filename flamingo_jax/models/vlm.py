@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from flamingo_jax.models.connectors.perceiver import PerceiverConfig
 from flamingo_jax.models.decoder import Decoder, DecoderConfig
 from flamingo_jax.models.fusion.gated_cross_attention import GatedCrossAttentionConfig, Images
+from flamingo_jax.models.matmuls import Account, BatchSize
 from flamingo_jax.models.text import Text, TokenLayout
 from flamingo_jax.models.transformer import LayerStack
 from flamingo_jax.models.vision.clip import ClipVisionConfig
@@ -53,6 +54,16 @@ class ModelConfig:
         if self.max_logits_mib < 1:
             raise ValueError(f"max_logits_mib is {self.max_logits_mib}, it must be at least 1")
         self.fusion.check(self.decoder)
+
+    def accounts(self, size: BatchSize) -> tuple[Account, ...]:
+        """Returns what every part says of its matmuls, in the order in which gradients flow."""
+        encoder, connector, fusion = self.encoder, self.connector, self.fusion
+        return (
+            encoder.account(size),
+            connector.account(size, encoder.num_patches, encoder.width),
+            fusion.account(size, self.decoder, connector.num_latents, encoder.width),
+            *self.decoder.accounts(size, fusion.interval),
+        )
 
     def check_marks(self, tokens_BL: np.ndarray, num_images: int | np.ndarray) -> None:
         """Raises ValueError where a row has an `<image>` whose picture is not there."""

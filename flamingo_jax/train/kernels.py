@@ -19,7 +19,7 @@ from flamingo_jax.ops.attention_kernels import (
     device_in_force,
 )
 from flamingo_jax.train.config import Config
-from flamingo_jax.train.flops import FRAMES
+from flamingo_jax.train.flops import batch_size
 
 
 def attention_kernels(config: Config, mesh: Mesh) -> str:
@@ -33,18 +33,17 @@ def attention_kernels(config: Config, mesh: Mesh) -> str:
 
 
 def attention_calls(config: Config) -> Iterator[tuple[str, Call, AttentionChoice]]:
-    """The self-attentions of a training step, and the resampler's."""
-    model, streams = config.model, config.streams.values()
-    vision, resampler, decoder = model.encoder, model.connector, model.decoder
-    if any(stream.row_images for stream in streams):
-        tokens, latents = vision.num_patches + 1, resampler.num_latents
-        call = Call(model.dtype, vision.head_width, tokens, tokens)
-        yield "vision", call, vision.attention
-        keys = FRAMES * vision.num_patches + latents
-        yield "resampler", Call(model.dtype, resampler.head_dim, latents, keys), resampler.attention
-    for length in sorted({stream.part_length for stream in streams}):
-        call = Call(model.dtype, decoder.head_width, length, length, masked=True, causal=True)
-        yield f"text of {length}", call, decoder.attention
+    """Yields the attentions of a training step that a kernel may compute."""
+    found: dict[str, tuple[Call, AttentionChoice]] = {}
+    for stream in config.streams.values():
+        for account in config.model.accounts(batch_size(stream)):
+            for s in account.scores:
+                if s.name and s.count:
+                    shape = s.head_width, s.num_queries, s.num_keys
+                    call = Call(config.model.dtype, *shape, masked=s.causal, causal=s.causal)
+                    found[s.name] = call, s.choice
+    for name in sorted(found, key=lambda name: found[name][0].causal * found[name][0].queries):
+        yield name, *found[name]
 
 
 def compare_attention(kv_heads: int = 2, length: int = 256) -> tuple[Kernel, float, float]:

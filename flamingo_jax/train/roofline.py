@@ -8,6 +8,7 @@ logits and attention weights too. So no program is faster, and a good one is not
 """
 
 import math
+import re
 from collections import defaultdict
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 
 from flamingo_jax.models.params import model_graph, select
 from flamingo_jax.train.config import Config
-from flamingo_jax.train.flops import Part, StreamCounter, step_flops
+from flamingo_jax.train.flops import StreamCounter, batch_size, step_flops
 
 OPTIMIZER = "optimizer"
 FLOAT32 = 4
@@ -67,12 +68,13 @@ def step_floor(config: Config) -> dict[str, PartFloor]:
     graph = model_graph(config.model)
     shapes = {path: leaf.shape for path, leaf in graph.shapes().items()}
     trained = select(shapes, config.trainable)
-    counters = [StreamCounter(config.model, shapes, trained, s) for s in config.streams.values()]
+    sizes = map(batch_size, config.streams.values())
+    counters = [StreamCounter(config.model, shapes, trained, size) for size in sizes]
     weights = _weight_bytes(config, counters[0])
     activations = [_activations(counter) for counter in counters]
     size = jnp.dtype(config.model.dtype).itemsize
     floors = {
-        str(part): PartFloor(
+        part: PartFloor(
             flops.total,
             flops.recomputed,
             weights[part],
@@ -106,55 +108,38 @@ def _weight_bytes(config: Config, counter: StreamCounter) -> dict[str, float]:
     """Matrices only: vectors are below a thousandth."""
     frozen_size = jnp.dtype(config.frozen_dtype).itemsize
     total: dict[str, float] = defaultdict(float)
-    for path, part in {(path, part) for path, part, _ in counter.matrices()}:
+    backward = {
+        (path, account.part): counter.flows[weights.input]
+        for path, account, weights in counter.matrices()
+    }
+    for (path, part), flows in backward.items():
         size = FLOAT32 if path in counter.trained else frozen_size
-        reads = config.accumulation_steps * (1 + counter.input_flows(path))
+        reads = config.accumulation_steps * (1 + flows)
         total[part] += reads * size * math.prod(counter.shapes[path])
     return total
 
 
 def _activations(counter: StreamCounter) -> tuple[dict[str, float], dict[str, float]]:
-    """Numbers read and written, and numbers kept for the backward pass, by part."""
-    moved = _inputs(counter)
+    """Returns numbers read and written, and numbers kept for the backward pass, by part."""
+    moved: dict[str, float] = defaultdict(float)
     saved: dict[str, float] = defaultdict(float)
-    for path, part, tokens in counter.matrices():
-        shape, backward = counter.shapes[path], counter.input_flows(path)
-        if path.endswith("/up/kernel"):  # there is one in each layer
-            numbers = shape[0] * shape[1] * counter.tokens[tokens]
+    flows, itemsize = counter.flows, jnp.dtype(counter.model.dtype).itemsize
+    for account in counter.accounts:
+        part = account.part
+        for reads in account.reads:
+            times = 1 + flows[reads.again] + 2 * flows[reads.gradient]
+            moved[part] += times * reads.numbers / (itemsize if reads.in_bytes else 1)
+        for layers in account.layers:
             # Input and output; then the input again, and the gradients of both.
-            moved[part] += (2 + 3 * backward) * numbers
-            saved[part] += backward * numbers
-        if backward and _is_saved(counter, path, part):
-            numbers = shape[0] * shape[-1] * counter.tokens[tokens]
-            moved[part] += 2 * numbers
-            saved[part] += numbers
+            moved[part] += (2 + 3 * flows[layers.stage]) * layers.numbers
+            saved[part] += flows[layers.stage] * layers.numbers
+    for path, account, weights in counter.matrices():
+        # The output of a matmul in a layer, but where it is only added to the layer's.
+        is_kept = weights.layer and counter.policy(account) != "full"
+        backward = flows[weights.layer if weights.elementwise_again else weights.input]
+        if is_kept and backward and not re.search(account.added, path):
+            shape = counter.shapes[path]
+            numbers = shape[0] * shape[-1] * weights.tokens
+            moved[account.part] += 2 * numbers
+            saved[account.part] += numbers
     return moved, saved
-
-
-def _inputs(counter: StreamCounter) -> dict[str, float]:
-    """Numbers that parts read besides the stream of their own layers, and their gradients."""
-    model, tokens = counter.model, counter.tokens
-    patches = tokens["media"] * model.encoder.width * model.connector.num_layers
-    blocks = model.decoder.num_layers // model.fusion.interval
-    latents = tokens["latents"] * model.encoder.width * blocks
-    pixels = 3 * model.encoder.patch_size**2 * tokens["media"]
-    return {
-        "vision": pixels / jnp.dtype(model.dtype).itemsize,  # bytes, not numbers
-        "resampler": (1 + counter.flows_resampler + 2 * counter.flows_vision) * patches,
-        "cross_attention": (1 + counter.flows_text + 2 * counter.flows_media) * latents,
-        "lm": 0.0,
-        "head": (1 + 2 * counter.flows_head) * tokens["text"] * model.decoder.width,
-    }
-
-
-def _is_saved(counter: StreamCounter, path: str, part: Part) -> bool:
-    """Whether the output of this matmul is kept, besides the input of its layer.
-
-    What is only added to the output of the layer is not needed again.
-    """
-    if part == "head" or path.startswith("vision/patch_embedding/"):
-        return False
-    only_added = path.endswith("/down/kernel") or (
-        part == "lm" and counter.model.decoder.parallel_residual and path.endswith("/out/kernel")
-    )
-    return counter.remat(part) != "full" and not only_added

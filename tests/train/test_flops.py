@@ -6,16 +6,18 @@ import pytest
 
 from benchmarks.train_step_rows import run_config
 from flamingo_jax.data.packing import Packing
+from flamingo_jax.models.matmuls import BatchSize
 from flamingo_jax.models.params import model_graph, select
 from flamingo_jax.plan.account import abstract_arguments
 from flamingo_jax.plan.hlo import HloProgram
 from flamingo_jax.schema import build
 from flamingo_jax.train.config import Config
-from flamingo_jax.train.flops import step_flops
+from flamingo_jax.train.flops import StreamCounter, step_flops
 from flamingo_jax.train.program import batch_shapes, build_program
 from flamingo_jax.train.step import stream_losses
 from flamingo_jax.train.traced_flops import jaxpr_flops
 from tests import tiny
+from tests.conftest import small_config
 
 NEW = ("^resampler/", "^cross_attention/", "^decoder/embedding/new_rows$")
 
@@ -136,3 +138,16 @@ def test_loops_are_counted_by_their_trips():
 
     jaxpr = jax.jit(looped).trace(jax.ShapeDtypeStruct((4, 4), jnp.float32)).jaxpr
     assert jaxpr_flops(jaxpr) == 7 * 2 * 4**3
+
+
+@pytest.mark.parametrize("tie_head", [True, False])
+def test_every_matrix_is_counted_but_clips_projection(tie_head):
+    config = small_config(tie_head=tie_head)
+    encoder = dataclasses.replace(config.encoder, projection_width=6)
+    config = dataclasses.replace(config, encoder=encoder)
+    shapes = {path: leaf.shape for path, leaf in model_graph(config).shapes().items()}
+    counter = StreamCounter(config, shapes, frozenset(), BatchSize(rows=1, length=8, images=1))
+    counted = {path for path, _, _ in counter.matrices()}
+    matrices = {path for path in shapes if path.endswith("/kernel")}
+    assert matrices - counted == {"vision/projection/kernel"}
+    assert ("decoder/embedding/table" in counted) == tie_head

@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from flamingo_jax.models.layers import FeedForward, LayerNorm, Linear, linear_of_norm, stack, value
+from flamingo_jax.models.matmuls import Account, BatchSize, Layers, Reads, Scores, Stage, Weights
 from flamingo_jax.models.text import STATIC, TokenLayout, merge_heads
 from flamingo_jax.models.transformer import LayerStack
 from flamingo_jax.ops.attention import attention
@@ -38,6 +39,46 @@ class PerceiverConfig:
         self, width: int, *, remat: RematPolicy, dtype: DTypeLike, rngs: nnx.Rngs
     ) -> "PerceiverResampler":
         return PerceiverResampler(self, width, remat=remat, dtype=dtype, rngs=rngs)
+
+    def heads(self) -> dict[str, int]:
+        """Returns what a mesh's `tensor` axis must divide."""
+        return {"num_heads": self.num_heads}
+
+    def account(self, size: BatchSize, num_patches: int, width: int) -> Account:
+        """`num_patches`, `width`: of the features of one frame."""
+        images = size.rows * size.images
+        patches, latents = images * size.frames * num_patches, images * self.num_latents
+        return Account(
+            part="resampler",
+            parameters=self.parameters,
+            stages=(
+                Stage("patches", r"^\w+_embedding$"),
+                Stage("latents", r"^(?!norm)"),
+                Stage("vectors", r"^norm/"),
+            ),
+            weights=(
+                # Patches enter each layer as they are, latents as the layer below left them.
+                Weights(r"^layers/(key|value)/", patches, "patches", "latents", True),
+                Weights(r"^layers/.*kernel$", latents, "latents", "latents"),
+            ),
+            scores=(
+                Scores(
+                    pattern=r"^layers/out/kernel$",
+                    count=images * self.num_layers,
+                    num_heads=self.num_heads,
+                    head_width=self.head_dim,
+                    num_queries=self.num_latents,
+                    num_keys=size.frames * num_patches + self.num_latents,
+                    stage="latents",
+                    keys="latents",
+                    name="resampler" if size.images else "",
+                    choice=self.attention,
+                ),
+            ),
+            layers=(Layers(self.num_layers * width * latents, "latents"),),
+            reads=(Reads(self.num_layers * width * patches, "latents", "features"),),
+            new=True,
+        )
 
     def check_media(self, images: int, frames: int = 1) -> None:
         """Raises ValueError where rows of so many images, or videos of so many frames, lack

@@ -13,8 +13,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from flamingo_jax.models.decoder import DecoderConfig
 from flamingo_jax.models.layers import FeedForward, LayerNorm, Linear, stack
+from flamingo_jax.models.matmuls import Account, BatchSize, Layers, Reads, Scores, Stage, Weights
 from flamingo_jax.models.text import STATIC, TokenLayout, merge_heads, visible_image
-from flamingo_jax.ops.grouped_attention import ImageKeysValues, attend_to_own_image
+from flamingo_jax.ops.grouped_attention import ImageKeysValues, attend_to_own_image, num_slots
 from flamingo_jax.parallel.remat import keep_elementwise
 
 
@@ -56,6 +57,43 @@ class GatedCrossAttentionConfig:
                 f"fusion.interval is {self.interval}, it must be between 1 and the decoder's "
                 f"{decoder.num_layers} layers"
             )
+
+    def heads(self) -> dict[str, int]:
+        """Returns what a mesh's `tensor` axis must divide."""
+        return {"num_heads": self.num_heads}
+
+    def account(
+        self, size: BatchSize, decoder: DecoderConfig, num_latents: int, image_width: int
+    ) -> Account:
+        """`num_latents`, `image_width`: of the vectors of one image."""
+        blocks, text = decoder.num_layers // self.interval, size.rows * size.length
+        latents = size.rows * size.images * num_latents
+        slots = None if self.uniform_beyond_images else num_slots(size.length, size.images)
+        return Account(
+            part="cross_attention",
+            parameters=self.parameters,
+            stages=(Stage("text", ""),),
+            weights=(
+                Weights(r"^(key|value)/kernel$", latents, "vectors", "text"),
+                Weights(r"kernel$", text, "text", "text"),
+            ),
+            scores=(
+                Scores(
+                    pattern=r"^out/kernel$",
+                    count=size.rows * blocks,
+                    num_heads=self.num_heads,
+                    head_width=self.head_dim,
+                    num_queries=slots or size.length * size.images,  # pairs of text and images
+                    num_keys=num_latents,
+                    stage="text",
+                    keys="vectors",
+                    keys_pattern=r"^(key|value)",
+                ),
+            ),
+            layers=(Layers(blocks * decoder.width * text, "text"),),
+            reads=(Reads(blocks * image_width * latents, "text", "vectors"),),
+            new=True,
+        )
 
     def make(
         self, decoder: DecoderConfig, image_width: int, *, dtype: DTypeLike, rngs: nnx.Rngs

@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt8
 
 from flamingo_jax.models.layers import LayerNorm, Linear, stack, value
+from flamingo_jax.models.matmuls import Account, BatchSize, Layers, Reads, Scores, Stage, Weights
 from flamingo_jax.models.text import AllToAll, TokenLayout
 from flamingo_jax.models.transformer import Block, BlockConfig, LayerStack
 from flamingo_jax.parallel.remat import RematPolicy
@@ -42,6 +43,39 @@ class ClipVisionConfig(BlockConfig):
 
     def make(self, *, remat: RematPolicy, dtype: DTypeLike, rngs: nnx.Rngs) -> "VisionTransformer":
         return VisionTransformer(self, remat=remat, dtype=dtype, rngs=rngs)
+
+    def heads(self) -> dict[str, int]:
+        """Returns what a mesh's `tensor` axis must divide."""
+        return {"num_heads": self.num_heads}
+
+    def account(self, size: BatchSize) -> Account:
+        frames = size.rows * size.images * size.frames
+        tokens = self.num_patches + 1
+        return Account(
+            part="vision",
+            parameters=self.parameters,
+            stages=(Stage("features", r"^(?!projection|post_norm)"),),
+            weights=(
+                Weights(r"^patch_embedding/kernel$", frames * self.num_patches, None),
+                Weights(r"^layers/.*kernel$", frames * tokens, "features", "features"),
+            ),
+            scores=(
+                Scores(
+                    pattern=r"^layers/.*out/kernel$",
+                    count=frames * self.num_layers,
+                    num_heads=self.num_heads,
+                    head_width=self.head_width,
+                    num_queries=tokens,
+                    num_keys=tokens,
+                    stage="features",
+                    keys="features",
+                    name="vision" if size.images else "",
+                    choice=self.attention,
+                ),
+            ),
+            layers=(Layers(self.num_layers * self.width * frames * tokens, "features"),),
+            reads=(Reads(3 * self.patch_size**2 * frames * self.num_patches, in_bytes=True),),
+        )
 
     @property
     def num_patches(self) -> int:
