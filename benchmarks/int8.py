@@ -13,13 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import flamingo_jax
 from benchmarks import report
 from benchmarks.generate import Work, draw_inputs, work_of
 from benchmarks.models import SIZES, model_config
 from flamingo_jax.generate.engine.generate import GenerationConfig, generate
 from flamingo_jax.models.params import ModelGraph, Params, cast, init_params, model_graph
-from flamingo_jax.ops.int8 import is_quantized, quantize
-from flamingo_jax.weights import model_directory
+from flamingo_jax.ops.int8 import quantize
 
 TEXT = 32
 
@@ -59,13 +59,16 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--model", type=Path, help="model directory; otherwise random weights")
     args = report.parse(parser, argv)
     if args.model:
-        loaded = model_directory.load(args.model)
-        graph, whole = loaded.graph, loaded.params
+        loaded = flamingo_jax.load(args.model)
+        graph, whole, config = loaded.graph, loaded.params, loaded.config
     else:
         config = model_config(args.size)
         graph = model_graph(config)
         whole = jax.jit(lambda: cast(init_params(config, jax.random.key(0)), config.dtype))()
-    small = {path: quantize(path, x) if is_quantized(path) else x for path, x in whole.items()}
+    axes = {path: config.int8_axis(path, facts) for path, facts in graph.facts.items()}
+    small = {
+        path: x if (axis := axes[path]) is None else quantize(x, axis) for path, x in whole.items()
+    }
     table = report.Report("int8", args)
     compare(table, work_of(args.size), graph, whole, small)
     table.note("the peer is the same model whole, as it was given")

@@ -19,7 +19,7 @@ from flamingo_jax.models.params import ModelGraph, Params, model_graph
 from flamingo_jax.models.vlm import ModelConfig, Pictures
 from flamingo_jax.ops import int8
 from flamingo_jax.text.documents import check_image_count
-from flamingo_jax.weights.model_directory import Provenance, open_directory, place
+from flamingo_jax.weights.model_directory import Provenance, open_directory, put_param
 
 Compat = Literal["openflamingo"] | None
 
@@ -116,10 +116,12 @@ def load(
     if compat:
         cross = dataclasses.replace(config.fusion, uniform_beyond_images=True)
         config = dataclasses.replace(config, fusion=cross)
-    params = {}
+    graph = model_graph(config)
+    lies = {} if mesh is None else graph.shardings(mesh)
+    params: Params = {}
     for path, leaf in opened.leaves.items():
-        array = place(path, leaf, config.dtype, mesh)
-        is_int8 = quantize == "int8" and int8.is_quantized(path)
-        params[path] = int8.quantize(path, array) if is_int8 else array
+        array = put_param(leaf, config.dtype, lies.get(path))
+        axis = config.int8_axis(path, graph.facts[path]) if quantize == "int8" else None
+        params[path] = array if axis is None else int8.quantize(array, axis)
     processor = Processor(opened.folder, config.encoder.image_size)
-    return LoadedModel(config, model_graph(config), params, processor, opened.origin)
+    return LoadedModel(config, graph, params, processor, opened.origin)

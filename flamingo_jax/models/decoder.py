@@ -21,6 +21,7 @@ from flamingo_jax.ops.vocabulary_logits import vocabulary_logits
 from flamingo_jax.parallel.fsdp import gathered
 from flamingo_jax.parallel.mesh import constrain_batch
 from flamingo_jax.parallel.remat import RematPolicy
+from flamingo_jax.parallel.sharding import ParamFacts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,14 +123,16 @@ class Embedding(nnx.Module):
     """
 
     def __init__(self, config: DecoderConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        def rows(count: int) -> nnx.Param | None:
-            shape = (count, config.width)
+        def rows(count: int, facts: ParamFacts) -> nnx.Param | None:
+            if not count:
+                return None
             scale = config.width**-0.5  # so that a tied head starts with logits of order one
-            return nnx.Param(scale * jax.random.normal(rngs.params(), shape)) if count else None
+            drawn = jax.random.normal(rngs.params(), (count, config.width))
+            return nnx.Param(scale * drawn, facts=facts)
 
-        self.table = rows(config.vocab_size)
-        self.new_rows = rows(config.num_new_tokens)
-        self.pad_rows = rows(config.num_pad_tokens)
+        self.table = rows(config.vocab_size, ParamFacts(split=0, contracted=-1))
+        self.new_rows = rows(config.num_new_tokens, ParamFacts())
+        self.pad_rows = rows(config.num_pad_tokens, ParamFacts())
         self.dtype = dtype
 
     def rows(self) -> tuple[Float[Array, "rows D"], ...]:
@@ -183,7 +186,14 @@ class Decoder(nnx.Module):
         self.head = (
             None
             if config.tie_head
-            else Linear(config.width, config.total_vocab_size, bias=False, dtype=dtype, rngs=rngs)
+            else Linear(
+                config.width,
+                config.total_vocab_size,
+                bias=False,
+                split="out",
+                dtype=dtype,
+                rngs=rngs,
+            )
         )
         self.config = config
         self.remat = remat

@@ -6,6 +6,7 @@ H query heads, G key/value heads, K head width, T images per row, F frames per i
 P patches per frame, R latents per image, M their width, V vocabulary, x an axis of length 1.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 
@@ -17,6 +18,7 @@ from jaxtyping import Array, Float
 from flamingo_jax.ops import fused
 from flamingo_jax.ops.linear import linear, linear_of_scaled
 from flamingo_jax.parallel.fsdp import gathered
+from flamingo_jax.parallel.sharding import ParamFacts
 
 ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
     "gelu": fused.gelu,
@@ -34,9 +36,26 @@ class Linear(nnx.Linear):
     that the layer is made of."""
 
     def __init__(
-        self, in_width: int, out_width: int, *, bias: bool, dtype: DTypeLike, rngs: nnx.Rngs
+        self,
+        in_width: int,
+        out_width: int,
+        *,
+        bias: bool,
+        split: Literal["out", "in"] | None = None,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
     ):
-        super().__init__(in_width, out_width, use_bias=bias, dtype=dtype, rngs=rngs)
+        """`split`: what lies over the mesh's `tensor` axis, see `ParamFacts`."""
+        axis = {"out": -1, "in": -2, None: None}[split]
+        super().__init__(
+            in_width,
+            out_width,
+            use_bias=bias,
+            dtype=dtype,
+            rngs=rngs,
+            kernel_metadata={"facts": ParamFacts(split=axis, contracted=-2)},
+            bias_metadata={"facts": ParamFacts(split=-1 if split == "out" else None)},
+        )
         self.dtype: DTypeLike = dtype
 
     def weights(self) -> tuple[Float[Array, "D E"], Float[Array, "E"] | None]:
@@ -88,8 +107,9 @@ class FeedForward(nnx.Module):
 
     def __init__(self, width: int, multiple: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.norm = LayerNorm(width, dtype=dtype, rngs=rngs)
-        self.up = Linear(width, multiple * width, bias=False, dtype=dtype, rngs=rngs)
-        self.down = Linear(multiple * width, width, bias=False, dtype=dtype, rngs=rngs)
+        wide = multiple * width
+        self.up = Linear(width, wide, bias=False, split="out", dtype=dtype, rngs=rngs)
+        self.down = Linear(wide, width, bias=False, split="in", dtype=dtype, rngs=rngs)
 
     def __call__(
         self, x: Float[Array, "... D"], scale: Float[Array, ""] | float = 1.0
@@ -114,4 +134,12 @@ def value(param: nnx.Param, dtype: DTypeLike) -> Float[Array, "..."]:
 
 def stack(make: Callable[[nnx.Rngs], ModuleT], num_layers: int, rngs: nnx.Rngs) -> ModuleT:
     """Returns `num_layers` modules as one, whose every parameter has a leading layer axis."""
-    return jax.vmap(lambda key: make(nnx.Rngs(key)))(jax.random.split(rngs.params(), num_layers))
+
+    def one(key: jax.Array) -> ModuleT:
+        module = make(nnx.Rngs(key))
+        for _, param in nnx.to_flat_state(nnx.state(module)):
+            facts = param.get_metadata().get("facts", ParamFacts())
+            param.set_metadata(facts=dataclasses.replace(facts, stacked=True))
+        return module
+
+    return jax.vmap(one)(jax.random.split(rngs.params(), num_layers))

@@ -6,6 +6,7 @@ checkpoints, sharding rules, conversion and the choice of what is trained.
 
 import contextlib
 import dataclasses
+import functools
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from flamingo_jax.models.vlm import ModelConfig, VisionLanguageModel
 from flamingo_jax.parallel.fsdp import with_specs
+from flamingo_jax.parallel.sharding import ParamFacts, parameter_spec
 
 # path → jax.Array, or jax.ShapeDtypeStruct where nothing is allocated; `quantization.Int8Weights`
 # where a model was loaded so
@@ -35,6 +37,26 @@ class ModelGraph:
     def shapes(self) -> Params:
         """Every parameter's shape and float32 dtype, by path."""
         return {_join(path): leaf.get_value() for path, leaf in nnx.to_flat_state(self.state)}
+
+    @functools.cached_property
+    def facts(self) -> dict[str, ParamFacts]:
+        """What each parameter's module says of it, by path."""
+        return {
+            _join(path): leaf.get_metadata().get("facts", ParamFacts())
+            for path, leaf in nnx.to_flat_state(self.state)
+        }
+
+    def shardings(self, mesh: Mesh) -> dict[str, NamedSharding]:
+        """Returns where each parameter lies on a mesh between uses, by path."""
+        return {
+            path: NamedSharding(mesh, parameter_spec(self.facts[path], leaf.shape, mesh))
+            for path, leaf in self.shapes().items()
+        }
+
+    def placed(self, mesh: Mesh) -> "ModelGraph":
+        """Returns the graph of a model whose layers gather their weights from where these lie on a
+        mesh; without, XLA decides what moves."""
+        return self.sharded({path: x.spec for path, x in self.shardings(mesh).items()})
 
     def sharded(self, specs: Mapping[str, PartitionSpec]) -> "ModelGraph":
         """The graph of a model that gathers its weights from where these specs, by path, split them

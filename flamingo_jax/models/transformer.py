@@ -74,10 +74,10 @@ class Attention(nnx.Module):
         width, bias = config.width, config.attention_bias
         q_width = config.num_heads * config.head_width
         kv_width = config.kv_heads * config.head_width
-        self.query = Linear(width, q_width, bias=bias, dtype=dtype, rngs=rngs)
-        self.key = Linear(width, kv_width, bias=bias, dtype=dtype, rngs=rngs)
-        self.value = Linear(width, kv_width, bias=bias, dtype=dtype, rngs=rngs)
-        self.out = Linear(q_width, width, bias=bias, dtype=dtype, rngs=rngs)
+        self.query = Linear(width, q_width, bias=bias, split="out", dtype=dtype, rngs=rngs)
+        self.key = Linear(width, kv_width, bias=bias, split="out", dtype=dtype, rngs=rngs)
+        self.value = Linear(width, kv_width, bias=bias, split="out", dtype=dtype, rngs=rngs)
+        self.out = Linear(q_width, width, bias=bias, split="in", dtype=dtype, rngs=rngs)
 
         def head_norm(norm_width: int) -> LayerNorm | RMSNorm | None:
             return (
@@ -105,11 +105,11 @@ class MLP(nnx.Module):
         width, hidden, bias = config.width, config.hidden_width, config.mlp_bias
 
         def widen() -> Linear:
-            return Linear(width, hidden, bias=bias, dtype=dtype, rngs=rngs)
+            return Linear(width, hidden, bias=bias, split="out", dtype=dtype, rngs=rngs)
 
         self.up = widen()
         self.gate = widen() if config.gated_mlp else None
-        self.down = Linear(hidden, width, bias=bias, dtype=dtype, rngs=rngs)
+        self.down = Linear(hidden, width, bias=bias, split="in", dtype=dtype, rngs=rngs)
         self.activation = config.activation
 
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:

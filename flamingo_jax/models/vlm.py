@@ -20,6 +20,7 @@ from flamingo_jax.models.transformer import LayerStack
 from flamingo_jax.models.vision.clip import ClipVisionConfig
 from flamingo_jax.parallel.mesh import constrain_batch, map_rows
 from flamingo_jax.parallel.remat import RematPolicy
+from flamingo_jax.parallel.sharding import ParamFacts
 from flamingo_jax.text.documents import check_image_count
 
 Pictures = UInt8[Array, "B T F H W 3"] | Float[Array, "B T F H W 3"]
@@ -64,6 +65,11 @@ class ModelConfig:
             fusion.account(size, self.decoder, connector.num_latents, encoder.width),
             *self.decoder.accounts(size, fusion.interval),
         )
+
+    def int8_axis(self, path: str, facts: ParamFacts) -> int | None:
+        """Returns the contracted axis of what int8 holds: matrices of the two pretrained models."""
+        pretrained = self.encoder.parameters, self.decoder.parameters
+        return facts.contracted if path.partition("/")[0] in pretrained else None
 
     def check_marks(self, tokens_BL: np.ndarray, num_images: int | np.ndarray) -> None:
         """Raises ValueError where a row has an `<image>` whose picture is not there."""

@@ -5,7 +5,6 @@ Each output channel of a matrix has its own scale, and weights are whole numbers
 program, next to the matmul that reads them.
 """
 
-import re
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,8 +14,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int8
 
 LEVELS = 127
-# Matrices of the vision encoder and the language model; of the vocabulary, the pretrained rows.
-QUANTIZED = re.compile(r"^(vision|decoder)/.*kernel$|^decoder/embedding/table$")
 
 
 @jax.tree_util.register_dataclass
@@ -38,18 +35,13 @@ class Int8Weights:
         return self.values.nbytes + self.scales.nbytes
 
 
-def is_quantized(path: str) -> bool:
-    """Whether the parameter of this path is held in int8."""
-    return QUANTIZED.search(path) is not None
+def quantize(weights: Float[Array, "..."], contracted: int) -> Int8Weights:
+    """Returns weights in eight bits: the error of each is at most half its channel's scale.
 
-
-def quantize(path: str, weights: Float[Array, "..."]) -> Int8Weights:
-    """Symmetric, per output channel: the error of a weight is at most half its channel's scale.
-
-    A channel is a column of a kernel (..., in, out), and a row of the vocabulary's table, which is
-    the head's output and the embedding's input.
+    `contracted`: the axis that a matmul sums over, −2 of a kernel (..., in, out), −1 of the
+    vocabulary's table, whose rows are the head's outputs and the embedding's inputs.
     """
-    return _quantize(weights, axis=-1 if path.endswith("table") else -2)
+    return _quantize(weights, axis=contracted)
 
 
 @partial(jax.jit, static_argnames="axis")

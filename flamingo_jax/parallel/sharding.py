@@ -1,8 +1,8 @@
 """The one rule that says where every array lies on the mesh."""
 
 import math
-import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -11,21 +11,32 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from flamingo_jax.parallel.mesh import BATCH_AXES, TENSOR_AXIS, row_shards
 
-STACKED = re.compile(r"/layers/|/tail/|^cross_attention/")  # parameters whose axis 0 is the layer
-# Megatron's split (arXiv 1909.08053): a layer's first matmuls by their outputs (heads, hidden
-# units), its last by their inputs, so that a layer sums over devices once per sub-layer.
-BY_OUTPUT = re.compile(r"/(query|key|value|up|gate)/(kernel|bias)$|^decoder/head/kernel$")
-BY_INPUT = re.compile(r"/(out|down)/kernel$")
-BY_ROW = re.compile(r"^decoder/embedding/table$")  # the vocabulary
 SMALLEST_SHARDED = 2**14  # elements of a layer; smaller arrays cost more to gather than to keep
 
 
-def parameter_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """Where a parameter lies between uses: as it is computed with, and split over `fsdp` besides,
-    along the first axis after the layer axis that divides."""
-    axes = _tensor_axes(path, shape, mesh)
+@dataclass(frozen=True)
+class ParamFacts:
+    """What others need to know of a parameter, said where it is made.
+
+    Attributes:
+      stacked: its first axis is the layer.
+      split: the axis that lies over `tensor`, if any. By Megatron's rule (arXiv 1909.08053), the
+        first matmuls of a layer are split by their outputs (heads, hidden units), its last by their
+        inputs, so that a layer sums over devices once per sub-layer.
+      contracted: the axis that a matmul sums over, of a matrix; None: it is none.
+    """
+
+    stacked: bool = False
+    split: int | None = None
+    contracted: int | None = None
+
+
+def parameter_spec(facts: ParamFacts, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    """Returns where a parameter lies between uses: as it is computed with, and split over `fsdp`
+    besides, along the first axis after the layer axis that divides."""
+    axes = _tensor_axes(facts, shape, mesh)
     size = mesh.shape["fsdp"]
-    first = int(bool(STACKED.search(path)))
+    first = int(facts.stacked)
     if size > 1 and math.prod(shape[first:]) >= SMALLEST_SHARDED:
         for axis in range(first, len(shape)):
             if shape[axis] % (size * math.prod(mesh.shape[a] for a in axes[axis])) == 0:
@@ -34,17 +45,16 @@ def parameter_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSp
     return _spec(axes)
 
 
-def gathered_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """Where a parameter lies while its layer computes: split over `tensor` only."""
-    return _spec(_tensor_axes(path, shape, mesh))
+def gathered_spec(facts: ParamFacts, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    """Returns where a parameter lies while its layer computes: split over `tensor` only."""
+    return _spec(_tensor_axes(facts, shape, mesh))
 
 
-def _tensor_axes(path: str, shape: tuple[int, ...], mesh: Mesh) -> list[tuple[str, ...]]:
+def _tensor_axes(facts: ParamFacts, shape: tuple[int, ...], mesh: Mesh) -> list[tuple[str, ...]]:
     axes: list[tuple[str, ...]] = [()] * len(shape)
-    size = mesh.shape[TENSOR_AXIS]
-    for pattern, axis in ((BY_OUTPUT, -1), (BY_INPUT, -2), (BY_ROW, 0)):
-        if size > 1 and pattern.search(path) and shape[axis] % size == 0:
-            axes[axis] = (TENSOR_AXIS,)
+    size, axis = mesh.shape[TENSOR_AXIS], facts.split
+    if size > 1 and axis is not None and shape[axis] % size == 0:
+        axes[axis] = (TENSOR_AXIS,)
     return axes
 
 
@@ -55,16 +65,15 @@ def _spec(axes: list[tuple[str, ...]]) -> PartitionSpec:
     return PartitionSpec(*entries)
 
 
-def tree_shardings(tree: Any, mesh: Mesh) -> Any:
-    """The sharding of each leaf of a tree whose innermost dict keys are parameter paths.
+def tree_shardings(tree: Any, by_path: Mapping[str, NamedSharding], mesh: Mesh) -> Any:
+    """Returns the sharding of each leaf of a tree whose innermost dict keys are parameter paths.
 
     Parameters and optimizer state are such trees; other leaves (counters) are replicated.
     """
 
     def sharding(path, leaf):
         keys = [k.key for k in path if isinstance(k, jax.tree_util.DictKey)]
-        spec = parameter_spec(keys[-1], leaf.shape, mesh) if keys else PartitionSpec()
-        return NamedSharding(mesh, spec)
+        return by_path[keys[-1]] if keys else NamedSharding(mesh, PartitionSpec())
 
     return jax.tree_util.tree_map_with_path(sharding, tree)
 

@@ -21,7 +21,7 @@ from flamingo_jax.errors import UserError
 from flamingo_jax.models.clip import Clip, ClipConfig
 from flamingo_jax.models.params import ModelGraph, Params, abstract
 from flamingo_jax.text.growing import load_tokenizer
-from flamingo_jax.weights.model_directory import image_settings, place
+from flamingo_jax.weights.model_directory import image_settings, put_param
 from flamingo_jax.weights.readers import read_json
 
 Picture = Image.Image | np.ndarray  # the array: uint8 (H, W, 3)
@@ -164,7 +164,7 @@ def load_clip(path: Path | str, *, batch_size: int = 64, quick_gelu: bool = True
     _check_preprocessing(folder, config.vision.image_size)
     graph = abstract(lambda: Clip(config, nnx.Rngs(0)))
     found = clip_leaves(graph.shapes(), config, names, vision, text, path)
-    params = {name: place(name, leaf, "float32", None) for name, leaf in found.items()}
+    params = {name: put_param(leaf, "float32") for name, leaf in found.items()}
     return LoadedClip(config, folder, graph, params, batch_size)
 
 

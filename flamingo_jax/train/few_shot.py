@@ -9,7 +9,6 @@ from pathlib import Path
 
 import jax
 from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding
 
 from flamingo_jax.errors import UserError
 from flamingo_jax.evaluate.command import neighbours_of
@@ -20,7 +19,6 @@ from flamingo_jax.evaluate.plan import read, show
 from flamingo_jax.models.params import Params
 from flamingo_jax.parallel import multihost
 from flamingo_jax.parallel.mesh import make_mesh
-from flamingo_jax.parallel.sharding import parameter_spec
 from flamingo_jax.train.program import errors_prefixed
 from flamingo_jax.train.setup import Run
 
@@ -91,8 +89,8 @@ def few_shot(
             path: multihost_utils.process_allgather(x, tiled=True) for path, x in params.items()
         }
         params = {
-            path: jax.device_put(x, NamedSharding(mesh, parameter_spec(path, x.shape, mesh)))
-            for path, x in whole.items()
+            path: jax.device_put(whole[path], sharding)
+            for path, sharding in run.graph.shardings(mesh).items()
         }
     model = model_of_run(run.graph, params, run.tokens, mesh)
     model = dataclasses.replace(model, facts={"hash": f"step {step}"})

@@ -22,7 +22,7 @@ from flamingo_jax.models.params import (
 )
 from flamingo_jax.models.vlm import ModelConfig
 from flamingo_jax.parallel.mesh import TENSOR_AXIS, make_mesh, row_shards
-from flamingo_jax.parallel.sharding import parameter_spec, tree_shardings
+from flamingo_jax.parallel.sharding import tree_shardings
 from flamingo_jax.train.config import Config
 from flamingo_jax.train.optimizer import make_optimizer
 from flamingo_jax.train.step import TrainState, init_state, make_train_step
@@ -75,14 +75,17 @@ def build_program(config: Config, devices: list[jax.Device] | None = None) -> Pr
         )
     random_state = partial(_random_state, config, trained, optimizer)
     state_shapes, frozen_shapes = jax.eval_shape(random_state, jax.random.key(config.seed))
-    state_shardings, frozen_shardings = tree_shardings((state_shapes, frozen_shapes), mesh)
+    state_shardings, frozen_shardings = tree_shardings(
+        (state_shapes, frozen_shapes), graph.shardings(mesh), mesh
+    )
     step = make_train_step(
-        graph.sharded({p: parameter_spec(p, leaf.shape, mesh) for p, leaf in shapes.items()}),
+        graph.placed(mesh),
         optimizer,
         {name: stream.weight for name, stream in config.streams.items()},
         config.accumulation_steps,
         config.optimizer.clip_norm if config.compat == "openflamingo" else None,
         {name: stream.row_parts for name, stream in config.streams.items()},
+        trains_encoder=any(map(config.model.encoder.owns, trained)),
     )
     return Program(
         mesh=mesh,
@@ -160,11 +163,9 @@ def _random_state(
 def _check_heads(model: ModelConfig, size: int) -> None:
     """A head that lies on two devices would be gathered in every layer."""
     heads = {
-        "encoder.num_heads": model.encoder.num_heads,
-        "connector.num_heads": model.connector.num_heads,
-        "decoder.num_heads": model.decoder.num_heads,
-        "decoder.num_kv_heads": model.decoder.kv_heads,
-        "fusion.num_heads": model.fusion.num_heads,
+        f"{part}.{name}": count
+        for part in ("encoder", "connector", "fusion", "decoder")
+        for name, count in getattr(model, part).heads().items()
     }
     for key, count in heads.items():
         if count % size:

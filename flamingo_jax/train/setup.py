@@ -16,7 +16,7 @@ from flamingo_jax.text.tokenizer import TextTokens
 from flamingo_jax.train.config import Config
 from flamingo_jax.train.program import build_program
 from flamingo_jax.train.step import TrainState, init_state
-from flamingo_jax.weights.model_directory import ModelDirectory, open_directory, place
+from flamingo_jax.weights.model_directory import ModelDirectory, open_directory, put_param
 
 
 @dataclass(frozen=True)
@@ -68,13 +68,13 @@ def set_up(config: Config, devices: list[jax.Device] | None = None) -> Run:
     opened = _open_model(config, program.graph.shapes()) if config.init_from else None
 
     key = jax.random.key(config.seed)
-    mesh, random_state = program.mesh, program.random_state
+    lies, random_state = program.graph.shardings(program.mesh), program.random_state
 
     def make_trained() -> TrainState:
         shardings = program.state_shardings
         if opened is None:
             return jax.jit(lambda key: random_state(key)[0], out_shardings=shardings)(key)
-        params = {p: place(p, opened.leaves[p], "float32", mesh) for p in program.trained}
+        params = {p: put_param(opened.leaves[p], "float32", lies[p]) for p in program.trained}
         start = partial(init_state, optimizer=program.optimizer)
         return jax.jit(start, out_shardings=shardings)(params)
 
@@ -83,7 +83,7 @@ def set_up(config: Config, devices: list[jax.Device] | None = None) -> Run:
             shardings = program.frozen_shardings
             return jax.jit(lambda key: random_state(key)[1], out_shardings=shardings)(key)
         return {
-            path: place(path, opened.leaves[path], config.frozen_dtype, mesh)
+            path: put_param(opened.leaves[path], config.frozen_dtype, lies[path])
             for path in program.frozen_shapes
         }
 

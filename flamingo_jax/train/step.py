@@ -79,6 +79,7 @@ def make_train_step(
     accumulation_steps: int = 1,
     micro_clip_norm: float | None = None,
     row_parts: Mapping[str, int] | None = None,
+    trains_encoder: bool = True,
 ) -> Callable[[TrainState, Params, Batch], tuple[TrainState, Metrics]]:
     """The update of `state` by one batch; jit it with `state` donated.
 
@@ -90,7 +91,7 @@ def make_train_step(
     `micro_clip_norm` accumulates as OpenFlamingo does instead: the mean of the micro-batches' own
     means, its gradient clipped to this norm after every micro-batch; 0: not clipped.
 
-    `row_parts`: see `stream_losses`.
+    `row_parts`: see `stream_losses`. `trains_encoder`: whether some of its parameters are trained.
     """
 
     def loss_fn(params, frozen, batch, totals):
@@ -98,7 +99,7 @@ def make_train_step(
         return sum(stream_weights[name] * loss for name, loss in losses.items()), losses
 
     def gradients(params, frozen, batch, totals):
-        if not any(path.startswith("vision/") for path in params):
+        if not trains_encoder:
             # Outside of what is differentiated, so that nothing of the encoder can be kept for it.
             model = graph.merge(params, frozen)
             batch = encode_images(model, batch)

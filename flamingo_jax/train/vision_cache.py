@@ -19,11 +19,10 @@ from flamingo_jax.data.feature_store import KEY_BYTES, FeatureStore
 from flamingo_jax.data.pipeline import Batches
 from flamingo_jax.errors import UserError
 from flamingo_jax.models.params import Params
-from flamingo_jax.parallel.sharding import batch_sharding, parameter_spec, to_device
+from flamingo_jax.parallel.sharding import batch_sharding, to_device
 from flamingo_jax.train.setup import Run
 
 VERSION = 1  # of what is kept
-VISION = "vision/"
 GIB = 2**30
 
 
@@ -32,7 +31,7 @@ def check_vision_cache(run: Run) -> None:
     folder = run.config.data.vision_cache
     if not folder:
         return
-    trained = sorted(path for path in run.trained if path.startswith(VISION))
+    trained = sorted(path for path in run.trained if run.config.model.encoder.owns(path))
     if trained:
         raise UserError(
             f"config.data.vision_cache is set, but config.trainable trains the vision encoder "
@@ -82,7 +81,7 @@ class VisionCache:
         )
         self._dtype = jnp.dtype(model.dtype)
         self._size = min(stream.batch_size for stream in run.config.streams.values())
-        self._weights = {p: x for p, x in frozen.items() if p.startswith(VISION)}
+        self._weights = {p: x for p, x in frozen.items() if model.encoder.owns(p)}
         self._fill = _program(run)
         self._unwritten: list[tuple[list[bytes], jax.Array]] = []
         facts = {
@@ -159,9 +158,8 @@ def _program(run: Run) -> Any:
     """(weights, patches (B, T, F, N, D), images (C, 1, F, H, W, 3), source (B, T)) → the patches
     with image i's where `source` is i, and those of all images (C, F, N, D)."""
     shapes = run.graph.shapes()
-    specs = {path: parameter_spec(path, leaf.shape, run.mesh) for path, leaf in shapes.items()}
-    graph = run.graph.sharded(specs)
-    others = {path: leaf for path, leaf in shapes.items() if not path.startswith(VISION)}
+    graph, encoder = run.graph.placed(run.mesh), run.config.model.encoder
+    others = {path: leaf for path, leaf in shapes.items() if not encoder.owns(path)}
 
     def fill(weights, patches, images, source):
         # The rest of the model is not there, and not used.

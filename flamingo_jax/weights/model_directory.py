@@ -19,13 +19,12 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import NamedSharding
 
 from flamingo_jax.errors import UserError
 from flamingo_jax.models.params import model_graph
 from flamingo_jax.models.vision.clip import CLIP_MEAN, CLIP_STD
 from flamingo_jax.models.vlm import ModelConfig, upgraded
-from flamingo_jax.parallel.sharding import parameter_spec
 from flamingo_jax.schema import build, dump
 from flamingo_jax.weights.readers import (
     drop_mapped_pages,
@@ -174,16 +173,18 @@ def open_directory(folder: Path | str) -> ModelDirectory:
     return ModelDirectory(folder, config, Provenance(**facts), leaves)
 
 
-def place(path: str, leaf: LazyArray, dtype: str, mesh: Mesh | None) -> jax.Array:
-    """One parameter in a dtype on the mesh, where the sharding rule wants it."""
+def put_param(leaf: LazyArray, dtype: str, sharding: NamedSharding | None = None) -> jax.Array:
+    """Reads one parameter in a dtype onto the devices; each gets its own shard only.
+
+    `sharding`: None: the whole of it on the default device.
+    """
 
     def read(index: Index | None) -> np.ndarray:
         return leaf.read(jnp.dtype(dtype), index)
 
-    if mesh is None:
+    if sharding is None:
         array = jax.device_put(leaf.read(jnp.dtype(dtype)))  # on a CPU, without a copy
     else:
-        sharding = NamedSharding(mesh, parameter_spec(path, leaf.shape, mesh))
         array = jax.make_array_from_callback(leaf.shape, sharding, read)
     array.block_until_ready()
     drop_mapped_pages(leaf.views)

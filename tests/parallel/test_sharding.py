@@ -1,18 +1,22 @@
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 
 import jax
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
+from flamingo_jax.models.params import model_graph
 from flamingo_jax.parallel.mesh import MeshConfig, make_mesh
 from flamingo_jax.parallel.sharding import (
+    ParamFacts,
     gathered_spec,
     host_part,
     parameter_spec,
     to_device,
     tree_shardings,
 )
+from tests.conftest import small_config
 
 
 def test_minus_one_takes_what_is_left():
@@ -30,59 +34,75 @@ def test_a_mesh_that_does_not_fit_says_so():
         MeshConfig(data=-1, fsdp=-1)
 
 
+OUT, IN, TABLE = ParamFacts(split=-1), ParamFacts(split=-2), ParamFacts(split=0)
+LAYERS, LAYERS_OUT, LAYERS_IN = (replace(facts, stacked=True) for facts in (ParamFacts(), OUT, IN))
+
+
 @pytest.mark.parametrize(
-    ("path", "shape", "spec"),
+    ("facts", "shape", "spec"),
     [
-        ("decoder/embedding/table", (50277, 2048), PartitionSpec(None, "fsdp")),
-        ("decoder/layers/0/mlp/up/kernel", (8, 2048, 8192), PartitionSpec(None, "fsdp")),
-        ("decoder/tail/mlp/up/kernel", (8, 2049, 8192), PartitionSpec(None, None, "fsdp")),
-        ("cross_attention/out/kernel", (8, 512, 4096), PartitionSpec(None, "fsdp")),
-        ("resampler/latents", (64, 1024), PartitionSpec("fsdp")),
-        ("decoder/norm/scale", (4096,), PartitionSpec()),
-        ("decoder/layers/0/norm1/scale", (32, 4096), PartitionSpec()),  # a layer of it is small
+        (TABLE, (50277, 2048), PartitionSpec(None, "fsdp")),
+        (LAYERS_OUT, (8, 2048, 8192), PartitionSpec(None, "fsdp")),
+        (LAYERS_OUT, (8, 2049, 8192), PartitionSpec(None, None, "fsdp")),
+        (LAYERS_IN, (8, 512, 4096), PartitionSpec(None, "fsdp")),
+        (ParamFacts(), (64, 1024), PartitionSpec("fsdp")),
+        (ParamFacts(), (4096,), PartitionSpec()),
+        (LAYERS, (32, 4096), PartitionSpec()),  # a layer of it is small
     ],
 )
-def test_the_first_divisible_axis_after_the_layers_is_split(path, shape, spec):
-    assert parameter_spec(path, shape, make_mesh(MeshConfig(fsdp=8))) == spec
-    assert parameter_spec(path, shape, make_mesh(MeshConfig())) == PartitionSpec()
+def test_the_first_divisible_axis_after_the_layers_is_split(facts, shape, spec):
+    assert parameter_spec(facts, shape, make_mesh(MeshConfig(fsdp=8))) == spec
+    assert parameter_spec(facts, shape, make_mesh(MeshConfig())) == PartitionSpec()
 
 
 @pytest.mark.parametrize(
-    ("path", "shape", "between_uses", "in_use"),
+    ("facts", "shape", "between_uses", "in_use"),
     [
         (
-            "decoder/layers/0/attention/query/kernel",
+            LAYERS_OUT,
             (8, 2048, 2048),
             PartitionSpec(None, "fsdp", "tensor"),
             PartitionSpec(None, None, "tensor"),
         ),
         (
-            "cross_attention/feed_forward/down/kernel",
+            LAYERS_IN,
             (8, 8192, 2048),
             PartitionSpec(None, ("tensor", "fsdp")),
             PartitionSpec(None, "tensor"),
         ),
         (
-            "decoder/tail/mlp/up/bias",
+            LAYERS_OUT,  # a bias
             (3, 16384),
             PartitionSpec(None, ("tensor", "fsdp")),
             PartitionSpec(None, "tensor"),
         ),
-        (
-            "decoder/head/kernel",
-            (2048, 50280),
-            PartitionSpec("fsdp", "tensor"),
-            PartitionSpec(None, "tensor"),
-        ),
-        ("decoder/embedding/table", (50277, 2048), PartitionSpec(None, "fsdp"), PartitionSpec()),
-        ("resampler/latents", (64, 1024), PartitionSpec("fsdp"), PartitionSpec()),
-        ("decoder/norm/scale", (4096,), PartitionSpec(), PartitionSpec()),
+        (OUT, (2048, 50280), PartitionSpec("fsdp", "tensor"), PartitionSpec(None, "tensor")),
+        (TABLE, (50277, 2048), PartitionSpec(None, "fsdp"), PartitionSpec()),
+        (ParamFacts(), (64, 1024), PartitionSpec("fsdp"), PartitionSpec()),
+        (ParamFacts(), (4096,), PartitionSpec(), PartitionSpec()),
     ],
 )
-def test_heads_and_hidden_units_are_split_over_tensor(path, shape, between_uses, in_use):
+def test_heads_and_hidden_units_are_split_over_tensor(facts, shape, between_uses, in_use):
     mesh = make_mesh(MeshConfig(fsdp=4, tensor=2))
-    assert parameter_spec(path, shape, mesh) == between_uses
-    assert gathered_spec(path, shape, mesh) == in_use
+    assert parameter_spec(facts, shape, mesh) == between_uses
+    assert gathered_spec(facts, shape, mesh) == in_use
+
+
+STACKED = re.compile(r"/layers/|/tail/|^cross_attention/")
+SPLIT = {
+    -1: re.compile(r"/(query|key|value|up|gate)/(kernel|bias)$|^decoder/head/kernel$"),
+    -2: re.compile(r"/(out|down)/kernel$"),
+    0: re.compile(r"^decoder/embedding/table$"),
+}
+
+
+@pytest.mark.parametrize("decoder", [{}, {"tie_head": False, "gated_mlp": True, "norm": "rmsnorm"}])
+def test_what_modules_say_of_their_parameters(decoder):
+    """Said once more, by their paths."""
+    for path, facts in model_graph(small_config(**decoder)).facts.items():
+        split = next((axis for axis, names in SPLIT.items() if names.search(path)), None)
+        contracted = -2 if path.endswith("kernel") else -1 if path.endswith("table") else None
+        assert facts == ParamFacts(bool(STACKED.search(path)), split, contracted), path
 
 
 @dataclass(frozen=True)
@@ -133,10 +153,11 @@ def test_one_process_reads_all_rows():
 
 
 def test_optimizer_state_lies_with_its_weights():
-    shape = jax.ShapeDtypeStruct((64, 1024), np.float32)
+    shape, mesh = jax.ShapeDtypeStruct((64, 1024), np.float32), make_mesh(MeshConfig(fsdp=8))
     tree = ({"resampler/latents": shape}, jax.ShapeDtypeStruct((), np.int32))
-    shardings = tree_shardings(tree, make_mesh(MeshConfig(fsdp=8)))
-    assert shardings[0]["resampler/latents"].spec == PartitionSpec("fsdp")
+    lies = NamedSharding(mesh, PartitionSpec("fsdp"))
+    shardings = tree_shardings(tree, {"resampler/latents": lies}, mesh)
+    assert shardings[0]["resampler/latents"] == lies
     assert shardings[1].spec == PartitionSpec()
 
 

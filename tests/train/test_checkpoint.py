@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from flamingo_jax.errors import UserError
 from flamingo_jax.parallel.mesh import MeshConfig, make_mesh
@@ -32,10 +33,15 @@ def collect_garbage_here():
     gc.collect()
 
 
+def lies_on(mesh, tree):
+    stacks = {PATH: NamedSharding(mesh, PartitionSpec(None, "fsdp"))}
+    return tree_shardings(tree, stacks, mesh)
+
+
 def make_state(step: int, mesh=None) -> TrainState:
     values = np.random.default_rng(step).normal(size=(4, 64, 512)).astype(np.float32)
     state = init_state({PATH: jnp.asarray(values)}, optax.adamw(1e-3))
-    return jax.device_put(state, tree_shardings(state, mesh or make_mesh(MeshConfig(fsdp=8))))
+    return jax.device_put(state, lies_on(mesh or make_mesh(MeshConfig(fsdp=8)), state))
 
 
 def like(devices: int) -> TrainState:
@@ -44,7 +50,7 @@ def like(devices: int) -> TrainState:
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
         state,
-        tree_shardings(state, mesh),
+        lies_on(mesh, state),
     )
 
 
@@ -180,8 +186,9 @@ def test_fingerprints_do_not_depend_on_the_mesh_and_see_every_bit():
         "c": np.int32(3),
     }
     whole = fingerprints(tree)
-    sharding = tree_shardings(tree, make_mesh(MeshConfig(fsdp=8)))
-    assert sharding["a"].spec
+    mesh = make_mesh(MeshConfig(fsdp=8))
+    sharding = {name: NamedSharding(mesh, PartitionSpec()) for name in tree}
+    sharding["a"] = NamedSharding(mesh, PartitionSpec("fsdp"))
     assert fingerprints(jax.device_put(tree, sharding)) == whole
     for name, other in {
         "a": np.flip(tree["a"]),

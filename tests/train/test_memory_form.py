@@ -8,7 +8,6 @@ import pytest
 from jax.extend import core
 
 from flamingo_jax.parallel import sharding
-from flamingo_jax.parallel.sharding import STACKED
 from flamingo_jax.plan.account import abstract_arguments
 from flamingo_jax.plan.hlo import HloProgram
 from flamingo_jax.schema import build
@@ -63,7 +62,7 @@ def layer_shapes(program, paths) -> dict[str, tuple[int, ...]]:
     """Sorted shapes of split parameters while their layer computes, by path."""
     placed = {**program.state_shardings.params, **program.frozen_shardings}
     return {
-        path: tuple(sorted(leaf.shape[bool(STACKED.search(path)) :]))
+        path: tuple(sorted(leaf.shape[program.graph.facts[path].stacked :]))
         for path, leaf in program.graph.shapes().items()
         if path in paths and "fsdp" in placed[path].spec
     }
@@ -138,8 +137,8 @@ def test_no_loop_keeps_a_copy_of_the_weights(remat):
     """Neither of the frozen stacks nor of what was gathered."""
     program, traced = trace(config_of(remat))
     frozen = program.graph.shapes().keys() - program.trained
-    shapes = {path: program.graph.shapes()[path].shape for path in frozen if STACKED.search(path)}
-    large = {shape for shape in shapes.values() if len(shape) == 3}
+    shapes, facts = program.graph.shapes(), program.graph.facts
+    large = {shapes[p].shape for p in frozen if facts[p].stacked and len(shapes[p].shape) == 3}
     kept = {v.aval.shape for eqn in scans(traced.jaxpr.jaxpr) for v in eqn.outvars}
     assert large
     assert not kept & large

@@ -100,10 +100,10 @@ class ResamplerLayer(nnx.Module):
         inner = config.num_heads * config.head_dim
         self.media_norm = LayerNorm(width, dtype=dtype, rngs=rngs)
         self.latent_norm = LayerNorm(width, dtype=dtype, rngs=rngs)
-        self.query = Linear(width, inner, bias=False, dtype=dtype, rngs=rngs)
-        self.key = Linear(width, inner, bias=False, dtype=dtype, rngs=rngs)
-        self.value = Linear(width, inner, bias=False, dtype=dtype, rngs=rngs)
-        self.out = Linear(inner, width, bias=False, dtype=dtype, rngs=rngs)
+        self.query = Linear(width, inner, bias=False, split="out", dtype=dtype, rngs=rngs)
+        self.key = Linear(width, inner, bias=False, split="out", dtype=dtype, rngs=rngs)
+        self.value = Linear(width, inner, bias=False, split="out", dtype=dtype, rngs=rngs)
+        self.out = Linear(inner, width, bias=False, split="in", dtype=dtype, rngs=rngs)
         self.feed_forward = FeedForward(width, config.feed_forward_multiple, dtype=dtype, rngs=rngs)
         self.head_dim = config.head_dim
 

@@ -174,10 +174,10 @@ class GatedCrossAttention(nnx.Module):
     ):
         inner = config.num_heads * config.head_dim
         self.norm = LayerNorm(width, dtype=dtype, rngs=rngs)
-        self.query = Linear(width, inner, bias=False, dtype=dtype, rngs=rngs)
-        self.key = Linear(image_width, inner, bias=False, dtype=dtype, rngs=rngs)
-        self.value = Linear(image_width, inner, bias=False, dtype=dtype, rngs=rngs)
-        self.out = Linear(inner, width, bias=False, dtype=dtype, rngs=rngs)
+        self.query = Linear(width, inner, bias=False, split="out", dtype=dtype, rngs=rngs)
+        self.key = Linear(image_width, inner, bias=False, split="out", dtype=dtype, rngs=rngs)
+        self.value = Linear(image_width, inner, bias=False, split="out", dtype=dtype, rngs=rngs)
+        self.out = Linear(inner, width, bias=False, split="in", dtype=dtype, rngs=rngs)
         self.attention_gate = nnx.Param(jnp.full((), config.gate_init, jnp.float32))
         self.feed_forward = FeedForward(width, config.feed_forward_multiple, dtype=dtype, rngs=rngs)
         self.feed_forward_gate = nnx.Param(jnp.full((), config.gate_init, jnp.float32))

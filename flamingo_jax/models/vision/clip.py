@@ -44,6 +44,10 @@ class ClipVisionConfig(BlockConfig):
     def make(self, *, remat: RematPolicy, dtype: DTypeLike, rngs: nnx.Rngs) -> "VisionTransformer":
         return VisionTransformer(self, remat=remat, dtype=dtype, rngs=rngs)
 
+    def owns(self, path: str) -> bool:
+        """Whether a parameter of the model is the encoder's."""
+        return path.startswith(f"{self.parameters}/")
+
     def heads(self) -> dict[str, int]:
         """Returns what a mesh's `tensor` axis must divide."""
         return {"num_heads": self.num_heads}

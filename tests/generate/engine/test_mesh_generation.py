@@ -3,11 +3,11 @@
 import jax
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding
 
+from flamingo_jax.generate.engine.batching import model_config
 from flamingo_jax.generate.engine.generate import GenerationConfig, generate
 from flamingo_jax.generate.engine.scoring import score_continuations
-from flamingo_jax.ops.int8 import is_quantized, quantize
+from flamingo_jax.ops.int8 import quantize
 from flamingo_jax.parallel import sharding
 from flamingo_jax.parallel.mesh import MeshConfig, make_mesh
 from tests.conftest import IMAGE, VOCAB, random_images
@@ -22,13 +22,19 @@ def prompts():
     return random_images(rng, 8, 1, 1), tokens, segments
 
 
-def placed(params, mesh):
+def placed(graph, params, mesh):
     """As `flamingo_jax.load` places them, small arrays too."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sharding, "SMALLEST_SHARDED", 1)
-        specs = {p: sharding.parameter_spec(p, x.shape, mesh) for p, x in params.items()}
-    assert sum(any(spec) for spec in specs.values()) > len(specs) // 2
-    return {p: jax.device_put(x, NamedSharding(mesh, specs[p])) for p, x in params.items()}
+        lies = graph.shardings(mesh)
+    assert sum(any(x.spec) for x in lies.values()) > len(lies) // 2
+    return jax.device_put(params, lies)
+
+
+def in_eight_bits(graph, params):
+    config = model_config(graph)
+    axes = {p: config.int8_axis(p, facts) for p, facts in graph.facts.items()}
+    return {p: x if axes[p] is None else quantize(x, axes[p]) for p, x in params.items()}
 
 
 @pytest.mark.parametrize("int8", [False, True])
@@ -36,9 +42,9 @@ def test_a_mesh_is_one_device(small, prompts, int8):
     graph, params, _ = small
     mesh = make_mesh(MeshConfig(data=4, fsdp=2))
     results = []
-    for p in (params, placed(params, mesh)):
+    for p in (params, placed(graph, params, mesh)):
         if int8:
-            p = {k: quantize(k, x) if is_quantized(k) else x for k, x in p.items()}
+            p = in_eight_bits(graph, p)
         config = GenerationConfig(max_new_tokens=6, num_beams=3)
         made = generate(graph, p, *prompts, config=config)
         scores = score_continuations(graph, p, *prompts, [[3], [4, 5, 6]])
