@@ -7,7 +7,7 @@ from flamingo_jax.runtime import compiler_memory
 BOTH_WAYS = """
 import sys
 import jax, jax.numpy as jnp
-from flamingo_jax.compiler_memory import give_back_compiler_memory
+from flamingo_jax.runtime.compiler_memory import trim_malloc
 
 def resident():
     with open("/proc/self/status") as status:
@@ -19,7 +19,7 @@ def many(x):
     return x
 
 if sys.argv[1] == "give":
-    give_back_compiler_memory()
+    trim_malloc()
 jax.jit(many).lower(jnp.ones((64, 64))).compile()
 print(resident())
 """
