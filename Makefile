@@ -19,7 +19,7 @@ test: .venv/installed-for-tests browser
 
 # Minutes each: the planner's figures for models of their true sizes.
 test-sizes: .venv/installed-for-tests compile-only
-	$(BIN)/python -m pytest -m sizes tests/planning
+	$(BIN)/python -m pytest -m sizes tests/plan
 
 # An installed package finds what a checkout has beside it.
 test-wheel: .venv/installed-for-tests

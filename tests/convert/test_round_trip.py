@@ -260,5 +260,5 @@ def test_the_committed_part_is_of_the_whole_case(mpt):
         for file in sorted(folder.glob("*.safetensors"))
         for n, t in read_safetensors(file).items()
     }
-    original = mpt.imported.parts.joining
+    original = mpt.imported.components.adapter
     assert all(np.array_equal(committed[n], tensor) for n, tensor in original.items())
