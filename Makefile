@@ -6,7 +6,7 @@ DEMO ?= runs/digits
 # glibc keeps what a step on a CPU frees, for the next one; see docs/performance.md.
 KEEP_MEMORY := MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1000000000000
 
-.PHONY: demo install test test-sizes lint format clean browser compile-only
+.PHONY: demo install test test-sizes test-wheel lint format clean browser compile-only
 
 demo: install
 	$(KEEP_MEMORY) $(BIN)/python -m flamingo_jax.train --config=configs/digits.py --workdir=$(DEMO)
@@ -19,12 +19,21 @@ test: .venv/installed-for-tests browser
 
 # Minutes each: the planner's figures for models of their true sizes.
 test-sizes: .venv/installed-for-tests compile-only
-	$(BIN)/python -m pytest -m sizes tests/planning
+	$(BIN)/python -m pytest -m sizes tests/plan
+
+# An installed package finds what a checkout has beside it.
+test-wheel: .venv/installed-for-tests
+	rm -rf .venv/wheel
+	$(PIP) wheel --no-deps --wheel-dir .venv/wheel .
+	$(PIP) install --no-deps --target .venv/wheel/site .venv/wheel/*.whl
+	cd .venv/wheel/site && PYTHONPATH=. ../../bin/python -c \
+	  'from flamingo_jax.cli import find_config as find; print(find("of9b"), find("eval/openflamingo"))'
 
 lint: .venv/installed-for-tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: .venv/installed-for-tests
 	$(BIN)/ruff format .

@@ -1,6 +1,7 @@
 """What the commands share: flags, config files with overrides, errors as one line."""
 
 import argparse
+import ast
 import logging
 import signal
 import sys
@@ -15,7 +16,7 @@ from ml_collections.config_dict import placeholder
 from flamingo_jax.errors import UserError
 from flamingo_jax.runtime.compilation_cache import keep_compiled_programs
 from flamingo_jax.runtime.compiler_memory import trim_malloc
-from flamingo_jax.schema import build, unknown_key
+from flamingo_jax.schema import build, did_you_mean, kinds_at, unknown_key
 
 T = TypeVar("T")
 WORKDIR = flags.DEFINE_string("workdir", None, "the directory that holds a run, new or old")
@@ -107,6 +108,9 @@ def parse_config(
 ) -> T:
     """Parse all flags, and the config: file, then defaults, then `--config.KEY=VALUE` overrides.
 
+    An override of a part's `kind` drops what the file says of the other kind: what no further
+    override says is the new kind's default.
+
     Args:
       argv: with the program's name.
       kind: the dataclass to make.
@@ -120,8 +124,11 @@ def parse_config(
     overrides = [arg for arg in args if arg.startswith("--config.")]
     parse_flags([program, *(arg for arg in args if not arg.startswith("--config"))])
     if not files:
-        raise UserError("no config given; say which, as in --config=configs/digits.py")
-    values = ConfigDict(_fillable(complete(_load(Path(files[-1])).to_dict())))
+        raise UserError("no config given; say which, as in --config=digits or --config=mine.py")
+    whole = complete(_load(find_config(files[-1])).to_dict())
+    if _choose_kinds(kind, whole, overrides):
+        whole = complete(whole)
+    values = ConfigDict(_fillable(whole))
     for override in overrides:
         _check_path(values, override.split("=", 1)[0].removeprefix("--config."))
     parsed = flags.FlagValues()
@@ -130,6 +137,33 @@ def parse_config(
     )
     parsed([program, *overrides])
     return build(kind, holder.value.to_dict())
+
+
+def _choose_kinds(config: type, whole: dict[str, Any], overrides: Sequence[str]) -> bool:
+    """Replaces parts for which overrides choose another kind; tells whether there were any."""
+    given = dict(o.removeprefix("--config.").split("=", 1) for o in overrides if "=" in o)
+    chosen = False
+    for path, kind in given.items():
+        *above, last = path.split(".")
+        if last != "kind" or not kinds_at(config, above):
+            continue
+        node: Any = whole
+        for key in above[:-1]:
+            node = node.get(key) or {}
+        if above[-1] in node and (node[above[-1]] or {}).get("kind") != kind:
+            start = path.removesuffix("kind")
+            own = {p.removeprefix(start): v for p, v in given.items() if p.startswith(start)}
+            node[above[-1]] = {k: literal(v) for k, v in own.items() if "." not in k}
+            chosen = True
+    return chosen
+
+
+def literal(text: str) -> Any:
+    """Returns the number, tuple, … that a flag's text is; the text itself where it is none."""
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return text
 
 
 def _fillable(values: Any) -> Any:
@@ -150,13 +184,31 @@ def _joined(argv: Sequence[str]) -> list[str]:
     return joined
 
 
+def find_config(given: str) -> Path:
+    """Returns the file of a config: a path, or the name of one that the package has.
+
+    Raises:
+      UserError: neither a file nor a name; says what would be.
+    """
+    path = Path(given)
+    package = Path(__file__).parent
+    # At the top of a checkout; inside the package where that was installed.
+    folder = package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
+    named = {f.relative_to(folder).with_suffix("").as_posix(): f for f in folder.rglob("*.py")}
+    if path.is_file():
+        return path
+    if given in named:
+        return named[given]
+    problem = f"config {given} {'is a directory' if path.is_dir() else 'does not exist'}"
+    beside = path if path.is_dir() else path.parent
+    if beside != Path() and (near := sorted(p.name for p in beside.glob("*.py"))):
+        raise UserError(f"{problem}; {beside} holds: {', '.join(near)}")
+    hint = did_you_mean(path.with_suffix("").as_posix(), named)
+    known = f"expected a file, or one of: {', '.join(sorted(named))}"
+    raise UserError("; ".join(filter(None, (problem, hint.rstrip("?"), known))))
+
+
 def _load(path: Path) -> ConfigDict:
-    if not path.is_file():
-        folder = path if path.is_dir() else path.parent
-        near = sorted(p.name for p in folder.glob("*.py")) if folder.is_dir() else []
-        found = f"; {folder} holds: {', '.join(near)}" if near else ""
-        problem = "is a directory" if path.is_dir() else "does not exist"
-        raise UserError(f"config file {path} {problem}{found}")
     scope: dict = {"__file__": str(path), "__name__": path.stem}
     try:
         exec(compile(path.read_text(), path, "exec"), scope)

@@ -2,9 +2,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from flamingo_jax.errors import UserError
-from flamingo_jax.schema import build, dump
+from flamingo_jax.schema import build, dump, kinds_at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,3 +72,92 @@ def test_errors_name_the_key(change, message):
     with pytest.raises(UserError) as error:
         build(Outer, {"inner": {"size": 1}, **change}, "c")
     assert message in str(error.value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Perceiver:
+    kind: Literal["perceiver"] = "perceiver"
+    depth: int = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linear:
+    kind: Literal["linear"] = "linear"
+    width: int
+    rate: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    first: Perceiver | Linear
+    second: Perceiver | Linear = field(default_factory=lambda: Linear(width=3))
+    maybe: Perceiver | Linear | None = None
+    only: Perceiver = field(default_factory=Perceiver)
+    many: tuple[Linear | Perceiver, ...] = ()
+    named: dict[str, Perceiver | Linear | None] = field(default_factory=dict)
+    text: int | str | None = None
+
+
+linears = st.builds(Linear, width=st.integers(), rate=st.none() | st.floats(allow_nan=False))
+choices = st.builds(Perceiver, depth=st.integers()) | linears
+models = st.builds(
+    Model,
+    first=choices,
+    second=choices,
+    maybe=st.none() | choices,
+    many=st.lists(choices, max_size=3).map(tuple),
+    named=st.dictionaries(st.text(), st.none() | choices, max_size=3),
+    text=st.none() | st.integers() | st.text(),
+)
+
+
+@given(models)
+def test_build_is_the_inverse_of_dump_for_every_kind(model):
+    assert build(Model, dump(model)) == model
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"first": {"kind": "linear", "width": 2}}, Model(first=Linear(width=2))),
+        ({"first": {}}, Model(first=Perceiver())),  # the first there is
+        (
+            {"first": {}, "second": {"width": 4}},  # the field's own default
+            Model(first=Perceiver(), second=Linear(width=4)),
+        ),
+        ({"first": {}, "maybe": {"depth": 1}}, Model(first=Perceiver(), maybe=Perceiver(depth=1))),
+        ({"first": Linear(width=1)}, Model(first=Linear(width=1))),
+        ({"first": {}, "only": {"depth": 2}}, Model(first=Perceiver(), only=Perceiver(depth=2))),
+    ],
+)
+def test_the_kind_chooses(values, expected):
+    assert build(Model, values) == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"first": {"kind": "percever"}},
+            "c.first.kind is 'percever', expected one of: 'linear', 'perceiver'; "
+            "did you mean 'perceiver'?",
+        ),
+        ({"only": {"kind": "linear"}}, "c.only.kind is 'linear', expected one of: 'perceiver'"),
+        ({"second": {"depth": 1}}, "unknown config key 'c.second.depth'"),
+        ({"first": {"kind": "linear"}}, "missing config key: c.first.width"),
+        ({"first": 3}, "c.first is 3 (int), expected Perceiver or Linear"),
+        ({"text": 1.5}, "c.text is 1.5 (float), expected int or str"),
+    ],
+)
+def test_errors_name_the_kinds(change, message):
+    with pytest.raises(UserError) as error:
+        build(Model, {"first": {}, **change}, "c")
+    assert message in str(error.value)
+
+
+def test_where_a_kind_is_chosen():
+    assert kinds_at(Model, ["first"]) == {"perceiver": Perceiver, "linear": Linear}
+    assert kinds_at(Model, ["named", "x"]).keys() == {"perceiver", "linear"}
+    for keys in ([], ["first", "depth"], ["nothing"], ["text"]):
+        assert kinds_at(Model, keys) == {}
+    assert kinds_at(Outer, []) == {}  # its `kind` has several values, and so is a setting

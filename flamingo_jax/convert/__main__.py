@@ -72,7 +72,7 @@ SOURCES = (
 
 
 def read_source(source: dict[str, Any], dtype: Any) -> Any:
-    """The model that these flags name. UserError: flags that do not go together."""
+    """Reads the model that these flags name. UserError: flags that do not go together."""
     from flamingo_jax.convert.importing import import_backbones, import_state_dict
 
     given = {name: value for name, value in source.items() if value is not None}

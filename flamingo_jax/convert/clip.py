@@ -1,9 +1,19 @@
 """CLIP's towers, under the names of OpenAI and OpenCLIP and under those of transformers."""
 
+from dataclasses import replace
+
 from flamingo_jax.models.clip import TextConfig
 from flamingo_jax.models.transformer import BlockConfig
 from flamingo_jax.models.vision.clip import ClipVisionConfig
-from flamingo_jax.weights.views import NameTable, TensorView, array, identity, linear, norm, part
+from flamingo_jax.weights.views import (
+    NameTable,
+    TensorView,
+    array,
+    identity,
+    linear,
+    norm,
+    nth_block,
+)
 
 # What the files hold beside the vision tower.
 OPENCLIP_OTHERS = (
@@ -34,12 +44,11 @@ def _openclip_layers(ours: str, c: BlockConfig) -> NameTable:
     rows |= norm(f"{ours}/mlp_norm", f"{layer}ln_2", width)
     for index, name in enumerate(("query", "key", "value")):
         # torch's MultiheadAttention writes an underscore where modules have a dot.
-        fused = linear(f"{ours}/attention/{name}", "", 3 * width, width, part(index, 3))
+        fused = linear(f"{ours}/attention/{name}", "", 3 * width, width, nth_block(index, 3))
+        in_proj = f"{layer}attn.in_proj_"
         rows |= {
-            path: TensorView(
-                f"{layer}attn.in_proj_{cut.name.removeprefix('.')}", cut.shape, cut.view
-            )
-            for path, cut in fused.items()
+            path: replace(view, name=in_proj + view.name.removeprefix("."))
+            for path, view in fused.items()
         }
     rows |= linear(f"{ours}/attention/out", f"{layer}attn.out_proj", width, width)
     rows |= linear(f"{ours}/mlp/up", f"{layer}mlp.c_fc", c.hidden_width, width)

@@ -11,7 +11,7 @@ from flamingo_jax.models.vision.clip import ClipVisionConfig
 
 
 def openclip_config(config: Mapping[str, Any]) -> ClipVisionConfig:
-    """From OpenCLIP's model config (`embed_dim`, `vision_cfg`, `quick_gelu`)."""
+    """Reads OpenCLIP's model config (`embed_dim`, `vision_cfg`, `quick_gelu`)."""
     vision = config["vision_cfg"]
     size, width = require_keys(vision, "image_size", "width")
     return ClipVisionConfig(
@@ -24,7 +24,7 @@ def openclip_config(config: Mapping[str, Any]) -> ClipVisionConfig:
 
 
 def openclip_config_of(tensors: Mapping[str, np.ndarray], quick_gelu: bool) -> ClipVisionConfig:
-    """From the shapes in a bare state dict."""
+    """Infers sizes from the shapes in a bare state dict."""
     width, _, patch, _ = tensors["conv1.weight"].shape
     patches = tensors["positional_embedding"].shape[0] - 1
     return ClipVisionConfig(
@@ -36,7 +36,7 @@ def openclip_config_of(tensors: Mapping[str, np.ndarray], quick_gelu: bool) -> C
 
 
 def hf_config(config: Mapping[str, Any], projected: bool) -> ClipVisionConfig:
-    """From the config.json of a CLIP model or of its vision tower alone."""
+    """Reads the config.json of a CLIP model or of its vision tower alone."""
     vision = {**config, **(config.get("vision_config") or {})}
     projection = config.get("projection_dim") or vision.get("projection_dim") or 512
     return ClipVisionConfig(
@@ -49,7 +49,7 @@ def hf_config(config: Mapping[str, Any], projected: bool) -> ClipVisionConfig:
 
 
 def openclip_text_config(config: Mapping[str, Any]) -> TextConfig:
-    """From OpenCLIP's model config (`embed_dim`, `text_cfg`, `quick_gelu`)."""
+    """Reads OpenCLIP's model config (`embed_dim`, `text_cfg`, `quick_gelu`)."""
     text = config["text_cfg"]
     return TextConfig(
         **_openclip_blocks(config, text),
@@ -61,7 +61,7 @@ def openclip_text_config(config: Mapping[str, Any]) -> TextConfig:
 
 
 def openclip_text_config_of(tensors: Mapping[str, np.ndarray], quick_gelu: bool) -> TextConfig:
-    """From the shapes in a bare state dict."""
+    """Infers sizes from the shapes in a bare state dict."""
     vocab_size, width = tensors["token_embedding.weight"].shape
     return TextConfig(
         **_blocks_of(tensors, width, quick_gelu),
@@ -72,7 +72,7 @@ def openclip_text_config_of(tensors: Mapping[str, np.ndarray], quick_gelu: bool)
 
 
 def hf_text_config(config: Mapping[str, Any]) -> TextConfig:
-    """From the config.json of a CLIP model."""
+    """Reads the config.json of a CLIP model."""
     text = {**config, **(config.get("text_config") or {})}
     end = text.get("eos_token_id", 49407)
     return TextConfig(
@@ -86,7 +86,7 @@ def hf_text_config(config: Mapping[str, Any]) -> TextConfig:
 
 
 def _openclip_blocks(config: Mapping[str, Any], tower: Mapping[str, Any]) -> dict[str, Any]:
-    """A tower's settings but for its heads, which OpenCLIP states in two ways."""
+    """Returns a tower's settings but for its heads, which OpenCLIP states in two ways."""
     width, layers = require_keys(tower, "width", "layers")
     return {
         "width": width,
@@ -97,7 +97,7 @@ def _openclip_blocks(config: Mapping[str, Any], tower: Mapping[str, Any]) -> dic
 
 
 def _blocks_of(tensors: Mapping[str, np.ndarray], width: int, quick_gelu: bool) -> dict[str, Any]:
-    """A tower's settings; heads are 64 wide in every CLIP released as a bare state dict."""
+    """Returns a tower's settings; heads are 64 wide in every CLIP released as a bare state dict."""
     layers = {n.split(".")[2] for n in tensors if n.startswith("transformer.resblocks.")}
     return {
         "width": width,
@@ -123,7 +123,7 @@ def _hf_blocks(tower: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def to_hf_config(c: ClipVisionConfig) -> dict[str, Any]:
-    """The config.json with which transformers builds this vision encoder."""
+    """Returns the config.json with which transformers builds this vision encoder."""
     return {
         "architectures": [
             "CLIPVisionModelWithProjection" if c.projection_width else "CLIPVisionModel"

@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 
 from flamingo_jax.convert import clip, clip_config
+from flamingo_jax.convert.components import VisionNames, read_vision
 from flamingo_jax.convert.family import require_keys
-from flamingo_jax.convert.parts import VisionNames, read_vision
 from flamingo_jax.errors import UserError
 from flamingo_jax.models.clip import ClipConfig, TextConfig
 from flamingo_jax.models.params import Params
@@ -26,7 +26,7 @@ OTHERS = {
 
 
 def read_clip(path: Path, quick_gelu: bool) -> tuple[ClipConfig, VisionNames, Tensors, Tensors]:
-    """(config, whose names, the vision tower's tensors, the text tower's) of a CLIP.
+    """Reads a CLIP: its config, whose names it has, and the tensors of vision and text tower.
 
     Raises:
       UserError: the path has no CLIP with both towers and their projections.
@@ -74,7 +74,7 @@ def clip_leaves(
     text: Tensors,
     source: Path,
 ) -> dict[str, LazyArray]:
-    """Every parameter of a `models.clip.Clip`, not read yet.
+    """Returns every parameter of a `models.clip.Clip`, not read yet.
 
     Raises:
       UserError: a tensor is missing, left over or of a wrong shape.

@@ -24,7 +24,7 @@ Makers = dict[str, Callable[[], np.ndarray]]
 
 
 def family_named(name: str) -> Family:
-    """UserError: a model that was trained from nothing, which no torch model corresponds to."""
+    """Returns a family. UserError: none, since the model was trained from nothing."""
     for family in FAMILIES:
         if family.name == name:
             return family
@@ -35,7 +35,9 @@ def family_named(name: str) -> Family:
 
 
 def openflamingo_tensors(directory: ModelDirectory, whole: bool) -> Makers:
-    """What OpenFlamingo saves: its own modules and the token rows; `whole`: its state dict.
+    """Returns makers of what OpenFlamingo saves: its own modules and the token rows.
+
+    `whole`: of its state dict.
 
     An untied head is included, which OpenFlamingo itself forgets: the scores of its new tokens
     would be drawn anew at each start.
@@ -78,7 +80,7 @@ def to_torch(array: np.ndarray) -> Any:
 
 
 def export_openflamingo(directory: ModelDirectory, out: Path, whole: bool = False) -> None:
-    """Write `out`/checkpoint.pt, a state dict for OpenFlamingo's `load_state_dict`, and the
+    """Writes `out`/checkpoint.pt, a state dict for OpenFlamingo's `load_state_dict`, and the
     tokenizer.
 
     Raises:
@@ -99,7 +101,7 @@ def export_openflamingo(directory: ModelDirectory, out: Path, whole: bool = Fals
 
 
 def export_hf(directory: ModelDirectory, out: Path) -> None:
-    """Write `out`/language_model and `out`/vision as transformers reads them, tensor by tensor.
+    """Writes `out`/language_model and `out`/vision as transformers reads them, tensor by tensor.
 
     Raises:
       UserError: `out` exists, or the disk has no room.
@@ -107,26 +109,26 @@ def export_hf(directory: ModelDirectory, out: Path) -> None:
     config, family = directory.config, family_named(directory.origin.family)
     language_rows = of.language_rows(family, config.decoder)
     vision_config = clip_config.to_hf_config(config.encoder)
-    parts = {
+    components = {
         "language_model": ("decoder/", language_rows, directory.origin.language_config),
         "vision": ("vision/", clip.hf_rows(config.encoder), vision_config),
     }
     dtype = jnp.dtype(config.dtype)
     entries = {}
-    for part, (prefix, rows, _) in parts.items():
+    for component, (prefix, rows, _) in components.items():
         shapes = {p: leaf for p, leaf in directory.leaves.items() if p.startswith(prefix)}
         sizes = torch_shapes(make_plan(shapes, config, rows))
-        entries[part] = {
+        entries[component] = {
             name: Entry(sizes[name], dtype, partial(_one_piece, make))
             for name, make in _makers(directory, rows, prefix).items()
         }
-    size = sum(entry.nbytes for part in entries.values() for entry in part.values())
+    size = sum(entry.nbytes for own in entries.values() for entry in own.values())
     with new_directory(out, size) as folder:
-        for part, (_, _, facts) in parts.items():
-            (folder / part).mkdir()
-            write_safetensors(folder / part / "model.safetensors", entries[part])
+        for component, (_, _, facts) in components.items():
+            (folder / component).mkdir()
+            write_safetensors(folder / component / "model.safetensors", entries[component])
             facts = {**facts, "torch_dtype": config.dtype}
-            (folder / part / "config.json").write_text(json.dumps(facts, indent=2) + "\n")
+            (folder / component / "config.json").write_text(json.dumps(facts, indent=2) + "\n")
         _copy_tokenizer(directory, folder / "language_model")
 
 

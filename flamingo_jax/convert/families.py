@@ -11,7 +11,7 @@ FAMILIES = (MPT, MOSAIC_GPT, GPT_NEOX, OPT, LLAMA)
 
 
 def family_of(config: LMConfig) -> Family:
-    """UserError: `model_type` is none of the known ones."""
+    """Finds the family of a config.json. UserError: none has its `model_type`."""
     for family in FAMILIES:
         if config.get("model_type") in family.model_types:
             return family

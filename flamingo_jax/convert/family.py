@@ -1,4 +1,4 @@
-"""What a language-model family has to say about itself, and help to read its config.json."""
+"""Describes families of language models, and helps to read their config.json."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class Family:
       name: as we call it.
       model_types: values of `model_type` in config.json.
       decoder: config.json → our config, with all of its vocabulary as pretrained rows.
-      rows: our config → rows of everything but the vocabulary.
+      rows: our config → the table of everything but the vocabulary.
       layers: the torch module that lists the decoder layers.
       embedding, head: the vocabulary's tensors. A tied head may be stored again under its name.
       vocabulary_key: of config.json.
@@ -46,7 +46,7 @@ class Family:
 
 
 def require_keys(config: LMConfig, *keys: str) -> list[Any]:
-    """Values of these keys. UserError naming those that are not there."""
+    """Returns the values of these keys. UserError: some are not there."""
     missing = [key for key in keys if config.get(key) is None]
     if missing:
         raise UserError(
@@ -57,7 +57,7 @@ def require_keys(config: LMConfig, *keys: str) -> list[Any]:
 
 
 def require_values(config: LMConfig, **supported: Any) -> None:
-    """UserError where a setting that is present has another than the supported value."""
+    """Raises a UserError where a setting that is there has another value than the supported one."""
     for key, value in supported.items():
         given = config.get(key, value)
         if given != value and not (given in (None, False, 0) and not value):
@@ -90,7 +90,7 @@ def activation(config: LMConfig, key: str, default: str) -> Any:
 
 
 def rope(config: LMConfig) -> Mapping[str, Any]:
-    """Rotary settings, wherever this version of transformers wrote them.
+    """Returns rotary settings, wherever this version of transformers wrote them.
 
     Raises:
       UserError: a scaled rotary embedding, which this project does not have.

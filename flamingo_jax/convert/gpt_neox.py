@@ -39,7 +39,7 @@ def _decoder(config: LMConfig) -> DecoderConfig:
 
 
 def _of_each_head(index: int, heads: int) -> View:
-    """Queries, keys or values of a fused matrix that lists them head by head."""
+    """Takes queries, keys or values of a fused matrix that lists them head by head."""
     return lambda t: t.reshape(heads, 3, -1, *t.shape[1:], copy=False)[:, index]
 
 

@@ -1,7 +1,6 @@
-"""From torch files to our parameters: what is there, whether it fits, and where each part goes."""
+"""Imports torch files: reads what is there, checks that it fits, says where each tensor goes."""
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,10 +9,8 @@ import numpy as np
 
 from flamingo_jax.convert import clip, clip_config
 from flamingo_jax.convert import openflamingo as of
-from flamingo_jax.convert.families import family_of
-from flamingo_jax.convert.family import Family, require_keys
-from flamingo_jax.convert.parts import (
-    Parts,
+from flamingo_jax.convert.components import (
+    Components,
     VisionNames,
     apply_checkpoint,
     check_rows,
@@ -23,6 +20,8 @@ from flamingo_jax.convert.parts import (
     read_vision,
     split,
 )
+from flamingo_jax.convert.families import family_of
+from flamingo_jax.convert.family import Family, require_keys
 from flamingo_jax.errors import UserError
 from flamingo_jax.models.connectors.perceiver import PerceiverConfig
 from flamingo_jax.models.fusion.gated_cross_attention import GatedCrossAttentionConfig
@@ -40,27 +39,39 @@ from flamingo_jax.weights.readers import read_directory, read_json, read_weights
 from flamingo_jax.weights.views import LazyArray, NameTable, Tensors, check, leaves, make_plan
 
 Dtype = Literal["float32", "bfloat16"]
-Vision = tuple[ClipVisionConfig, VisionNames]
+ADAPTER = ("resampler/", "cross_attention/")  # our paths of what OpenFlamingo adds to its backbones
 
 
-@dataclass(frozen=True)
-class Imported:
-    """A model made of torch files, not read yet.
+@dataclass(frozen=True, kw_only=True)
+class TorchModel:
+    """A model as its torch files hold it, not read yet.
 
     Attributes:
-      language_config: the torch language model's config.json, its vocabulary already grown.
+      language_config: the language model's config.json, its vocabulary already grown.
       tokenizer: grown transformers tokenizer; None where none was given.
-      parts: the torch tensors themselves.
+      components: the tensors themselves.
+      vision_names: whose names the vision encoder's tensors have.
+      interval: decoder layers per cross-attention.
+      language_source: where the language model was read, for errors.
     """
 
-    config: ModelConfig
     family: Family
     language_config: dict[str, Any]
     ids: TokenIds
     tokenizer: Any
-    leaves: dict[str, LazyArray]
-    parts: Parts
+    components: Components
+    vision_config: ClipVisionConfig
     vision_names: VisionNames
+    interval: int
+    language_source: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Imported(TorchModel):
+    """A torch model with what we make of it: our config, and our parameters by path."""
+
+    config: ModelConfig
+    leaves: dict[str, LazyArray]
 
 
 def import_state_dict(
@@ -71,8 +82,8 @@ def import_state_dict(
     tokenizer: Path | None = None,
     dtype: Dtype = "float32",
 ) -> Imported:
-    """A whole OpenFlamingo model: `model.state_dict()` and a config.json with the configs of both
-    backbones (`lm_config`, `clip_config`) and the token ids.
+    """Imports an OpenFlamingo: its `model.state_dict()`, and a config.json with the configs of
+    both backbones (`lm_config`, `clip_config`) and the token ids.
 
     Raises:
       UserError: see the functions called.
@@ -90,9 +101,9 @@ def import_state_dict(
     )
     family = family_of(language_config)
     ids = TokenIds(end_of_chunk, image, pad, vocabulary)
-    parts = split(read_weights(weights), family, weights)
+    components = split(read_weights(weights), family, weights)
     if checkpoint is not None:
-        apply_checkpoint(parts, checkpoint, family)
+        apply_checkpoint(components, checkpoint, family)
     folder = tokenizer or config.parent / "tokenizer"
     loaded = load_tokenizer(folder) if tokenizer or folder.is_dir() else None
     if loaded is not None and (found := grow_tokenizer(loaded)) != ids:
@@ -100,9 +111,18 @@ def import_state_dict(
             f"the tokenizer in {folder} gives {found}, {config} says {ids}: give the tokenizer "
             "that belongs to the model"
         )
-    language_config = {**language_config, family.vocabulary_key: vocabulary}
-    vision: Vision = (clip_config.openclip_config(vision_facts), "openclip")
-    return _assemble(parts, family, language_config, ids, loaded, vision, interval, dtype, weights)
+    model = TorchModel(
+        family=family,
+        language_config={**language_config, family.vocabulary_key: vocabulary},
+        ids=ids,
+        tokenizer=loaded,
+        components=components,
+        vision_config=clip_config.openclip_config(vision_facts),
+        vision_names="openclip",
+        interval=interval,
+        language_source=weights,
+    )
+    return _assemble(model, dtype)
 
 
 def import_backbones(
@@ -115,7 +135,7 @@ def import_backbones(
     quick_gelu: bool = True,
     dtype: Dtype = "float32",
 ) -> Imported:
-    """A language model and a CLIP, joined by an OpenFlamingo checkpoint or by fresh modules.
+    """Imports a language model and a CLIP, joined by an OpenFlamingo checkpoint or by new modules.
 
     Args:
       language: directory as the Hub lays it out.
@@ -138,11 +158,11 @@ def import_backbones(
     check_fit(ids, rows, folder)
 
     vision_config, vision_names, vision_tensors = read_vision(vision, quick_gelu)
-    parts = Parts(language_tensors(read_directory(language), family), vision_tensors, {})
-    check_rows(parts.language, family, rows, language)
+    components = Components(language_tensors(read_directory(language), family), vision_tensors, {})
+    check_rows(components.language, family, rows, language)
     if checkpoint is not None:
-        apply_checkpoint(parts, checkpoint, family)
-        found = interval_of(parts.joining, checkpoint)
+        apply_checkpoint(components, checkpoint, family)
+        found = interval_of(components.adapter, checkpoint)
         if interval not in (None, found):
             raise UserError(
                 f"--interval is {interval}, but {checkpoint} has a cross-attention before every "
@@ -150,30 +170,30 @@ def import_backbones(
             )
         interval = found
     for name in (family.embedding, family.head):
-        table = parts.language.get(name)
+        table = components.language.get(name)
         if table is not None and len(table) == rows:
-            parts.language[name] = resize_rows(table, ids.vocabulary)
+            components.language[name] = resize_rows(table, ids.vocabulary)
         elif table is not None and len(table) != ids.vocabulary:
             raise UserError(
                 f"{checkpoint} has {len(table)} token rows ({name}), the grown tokenizer "
                 f"{ids.vocabulary} tokens: give the tokenizer it was trained with"
             )
-    language_config = {**language_config, family.vocabulary_key: ids.vocabulary}
-    return _assemble(
-        parts,
-        family,
-        language_config,
-        ids,
-        grown,
-        (vision_config, vision_names),
-        interval or 1,
-        dtype,
-        language,
+    model = TorchModel(
+        family=family,
+        language_config={**language_config, family.vocabulary_key: ids.vocabulary},
+        ids=ids,
+        tokenizer=grown,
+        components=components,
+        vision_config=vision_config,
+        vision_names=vision_names,
+        interval=interval or 1,
+        language_source=language,
     )
+    return _assemble(model, dtype)
 
 
-def _joining_config(tensors: Tensors) -> PerceiverConfig:
-    """Sizes of the resampler in a checkpoint; heads are 64 wide."""
+def _connector_config(tensors: Tensors) -> PerceiverConfig:
+    """Returns the resampler of a checkpoint, by its tensors' shapes; heads are 64 wide."""
 
     def rows(name: str, default: int = 0) -> int:
         return len(tensors[name]) if name in tensors else default
@@ -192,54 +212,51 @@ def _joining_config(tensors: Tensors) -> PerceiverConfig:
     )
 
 
-def _assemble(
-    parts: Parts,
-    family: Family,
-    language_config: Mapping[str, Any],
-    ids: TokenIds,
-    tokenizer: Any,
-    vision: Vision,
-    interval: int,
-    dtype: Dtype,
-    source: Path,
-) -> Imported:
+def _assemble(model: TorchModel, dtype: Dtype) -> Imported:
+    family, components = model.family, model.components
     decoder = dataclasses.replace(
-        family.decoder(language_config),
-        vocab_size=ids.end_of_chunk,
+        family.decoder(model.language_config),
+        vocab_size=model.ids.end_of_chunk,
         num_new_tokens=2,
-        num_pad_tokens=ids.vocabulary - ids.end_of_chunk - 2,
+        num_pad_tokens=model.ids.vocabulary - model.ids.end_of_chunk - 2,
     )
     if decoder.tie_head:
-        drop_tied_head(parts.language, family, source)
+        drop_tied_head(components.language, family, model.language_source)
+    adapter = components.adapter
     config = ModelConfig(
-        encoder=vision[0],
+        encoder=model.vision_config,
         decoder=decoder,
-        connector=_joining_config(parts.joining) if parts.joining else PerceiverConfig(),
-        fusion=GatedCrossAttentionConfig(interval=interval, feed_forward_everywhere=True),
+        connector=_connector_config(adapter) if adapter else PerceiverConfig(),
+        fusion=GatedCrossAttentionConfig(interval=model.interval, feed_forward_everywhere=True),
         dtype=dtype,
     )
-    shapes = model_graph(config).shapes()
-    language_rows = of.language_rows(family, decoder)
-    taken: dict[str, LazyArray] = {}
-    joining = ("resampler/", "cross_attention/")
+    return Imported(**vars(model), config=config, leaves=_leaves(model, config))
+
+
+def _leaves(model: TorchModel, config: ModelConfig) -> dict[str, LazyArray]:
+    """Returns our parameters. UserError: a tensor is missing, left over or of a wrong shape."""
+    components, shapes = model.components, model_graph(config).shapes()
+    language_rows = of.language_rows(model.family, config.decoder)
+    vision_rows = clip.ROWS[model.vision_names](config.encoder)
     groups: list[tuple[tuple[str, ...], NameTable, Tensors, str]] = [
-        (("decoder/",), language_rows, parts.language, "the language model"),
-        (("vision/",), clip.ROWS[vision[1]](config.encoder), parts.vision, "the vision encoder"),
+        (("decoder/",), language_rows, components.language, "the language model"),
+        (("vision/",), vision_rows, components.vision, "the vision encoder"),
     ]
-    if parts.joining:
-        rows = of.joining_rows(family, config)
-        groups.append((joining, rows, parts.joining, "OpenFlamingo's part"))
+    if components.adapter:
+        adapter_rows = of.adapter_rows(model.family, config)
+        groups.append((ADAPTER, adapter_rows, components.adapter, "OpenFlamingo's part"))
+    taken: dict[str, LazyArray] = {}
     for prefixes, rows, tensors, what in groups:
         plan = make_plan({p: s for p, s in shapes.items() if p.startswith(prefixes)}, config, rows)
         check(plan, tensors, what)
         taken |= leaves(plan, tensors)
-    if not parts.joining:
-        taken |= _fresh(config, [p for p in shapes if p.startswith(joining)])
-    return Imported(config, family, dict(language_config), ids, tokenizer, taken, parts, vision[1])
+    if not components.adapter:
+        taken |= _fresh(config, [p for p in shapes if p.startswith(ADAPTER)])
+    return taken
 
 
 def _fresh(config: ModelConfig, paths: list[str]) -> dict[str, LazyArray]:
-    """Newly drawn parameters; the rest of the model is not computed."""
+    """Draws parameters anew; the rest of the model is not computed."""
     import jax
 
     def draw(key: jax.Array) -> dict[str, jax.Array]:

@@ -4,7 +4,7 @@ from typing import Any
 
 from flamingo_jax.convert.family import Family, LMConfig, require_keys, require_values
 from flamingo_jax.models.decoder import DecoderConfig
-from flamingo_jax.weights.views import NameTable, linear, norm, part
+from flamingo_jax.weights.views import NameTable, linear, norm, nth_block
 
 # our module → theirs, inside a layer
 MPT_NAMES = {
@@ -70,7 +70,9 @@ def _rows(c: DecoderConfig, names: dict[str, str]) -> NameTable:
         rows |= norm(f"decoder/layer/{ours}", layer + names[ours], width)
     for index, ours in enumerate(("query", "key", "value")):
         fused = f"{layer}attn.Wqkv"
-        rows |= linear(f"decoder/layer/attention/{ours}", fused, 3 * width, width, part(index, 3))
+        rows |= linear(
+            f"decoder/layer/attention/{ours}", fused, 3 * width, width, nth_block(index, 3)
+        )
     rows |= norm("decoder/layer/attention/query_norm", f"{layer}attn.q_ln", width)
     rows |= norm("decoder/layer/attention/key_norm", f"{layer}attn.k_ln", width)
     rows |= linear("decoder/layer/attention/out", f"{layer}attn.out_proj", width, width)

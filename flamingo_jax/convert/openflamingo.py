@@ -1,6 +1,7 @@
 """OpenFlamingo's own modules, and the whole model under its names."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from flamingo_jax.convert.clip import openclip_rows
 from flamingo_jax.convert.family import Family
@@ -13,14 +14,14 @@ from flamingo_jax.weights.views import (
     array,
     linear,
     norm,
-    part,
+    nth_block,
     rows_between,
     transpose,
 )
 
 
 def vocabulary_rows(family: Family, c: DecoderConfig) -> NameTable:
-    """Our three groups of token rows lie one after another in the original's one table."""
+    """Returns the table of our three groups of token rows, which follow one another in theirs."""
     new, pad, total = c.vocab_size, c.vocab_size + c.num_new_tokens, c.total_vocab_size
     shape = (total, c.width)
     rows = {
@@ -34,7 +35,7 @@ def vocabulary_rows(family: Family, c: DecoderConfig) -> NameTable:
 
 
 def language_rows(family: Family, c: DecoderConfig) -> NameTable:
-    """A language model under its own names."""
+    """Returns the table of a language model under its own names."""
     return family.rows(c) | vocabulary_rows(family, c)
 
 
@@ -49,14 +50,14 @@ def _feed_forward(ours: str, name: str, width: int, multiple: int) -> NameTable:
 def _attention(ours: str, name: str, width: int, media_width: int, inner: int) -> NameTable:
     return {
         **linear(f"{ours}/query", f"{name}.to_q", inner, width),
-        **linear(f"{ours}/key", f"{name}.to_kv", 2 * inner, media_width, part(0, 2)),
-        **linear(f"{ours}/value", f"{name}.to_kv", 2 * inner, media_width, part(1, 2)),
+        **linear(f"{ours}/key", f"{name}.to_kv", 2 * inner, media_width, nth_block(0, 2)),
+        **linear(f"{ours}/value", f"{name}.to_kv", 2 * inner, media_width, nth_block(1, 2)),
         **linear(f"{ours}/out", f"{name}.to_out", width, inner),
     }
 
 
-def joining_rows(family: Family, c: ModelConfig) -> NameTable:
-    """Resampler and cross-attention."""
+def adapter_rows(family: Family, c: ModelConfig) -> NameTable:
+    """Returns the table of resampler and cross-attention."""
     width, media = c.decoder.width, c.encoder.width
     r, x = c.connector, c.fusion
     layer, attention = "perceiver.layers.{i}.1", "perceiver.layers.{i}.0"
@@ -85,15 +86,13 @@ def joining_rows(family: Family, c: ModelConfig) -> NameTable:
 
 
 def all_rows(family: Family, c: ModelConfig) -> NameTable:
-    """The whole model under OpenFlamingo's names."""
+    """Returns the table of the whole model under OpenFlamingo's names."""
 
     def renamed(rows: NameTable, rename: Callable[[str], str]) -> NameTable:
-        return {
-            path: TensorView(rename(cut.name), cut.shape, cut.view) for path, cut in rows.items()
-        }
+        return {path: replace(view, name=rename(view.name)) for path, view in rows.items()}
 
     return {
         **renamed(language_rows(family, c.decoder), lambda name: wrap(family, name)),
         **renamed(openclip_rows(c.encoder), lambda name: f"vision_encoder.{name}"),
-        **joining_rows(family, c),
+        **adapter_rows(family, c),
     }

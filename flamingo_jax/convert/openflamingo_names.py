@@ -6,13 +6,13 @@ from flamingo_jax.convert.family import Family
 
 
 def wrap(family: Family, name: str) -> str:
-    """A language model's tensor (or row name, with "{i}") as OpenFlamingo calls it."""
+    """Returns OpenFlamingo's name of a language model's tensor ("{i}" may stand for the layer)."""
     layers = re.escape(family.layers)
     return "lang_encoder." + re.sub(rf"^({layers}\.[^.]+)\.", r"\1.decoder_layer.", name)
 
 
 def unwrap(family: Family, name: str) -> str:
-    """The inverse of `wrap`."""
+    """Inverts `wrap`."""
     layers = re.escape(family.layers)
     return re.sub(
         rf"^({layers}\.[^.]+)\.decoder_layer\.", r"\1.", name.removeprefix("lang_encoder.")
@@ -20,8 +20,8 @@ def unwrap(family: Family, name: str) -> str:
 
 
 def canonical(family: Family, name: str) -> str:
-    """One name for each tensor: without "module.", and with the lists that repeat the decoder
-    layers and cross-attentions replaced by the layers themselves.
+    """Returns one name for each tensor: without "module.", and with the layers themselves in the
+    place of the lists that repeat decoder layers and cross-attentions.
     """
     name = re.sub(r"^module\.", "", name)
     layers = f"lang_encoder.{family.layers}"
@@ -34,7 +34,7 @@ def canonical(family: Family, name: str) -> str:
 
 
 def aliases(family: Family, name: str) -> list[str]:
-    """Further names under which OpenFlamingo's `state_dict()` lists this tensor."""
+    """Returns further names under which OpenFlamingo's `state_dict()` lists this tensor."""
     match = re.match(
         rf"lang_encoder\.{re.escape(family.layers)}\.(\d+)\.(decoder_layer|gated_cross_attn_layer)\.",
         name,

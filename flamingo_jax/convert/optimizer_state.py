@@ -1,4 +1,4 @@
-"""AdamW's state in a checkpoint of OpenFlamingo's training, as our optimizer's state."""
+"""Reads AdamW's state from a checkpoint of OpenFlamingo's training, as our optimizer's state."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class AdamState:
     second: dict[str, np.ndarray]
 
     def put_into(self, opt_state: optax.OptState) -> optax.OptState:
-        """`opt_state`, as made by `optimizer.init`, with this count and these moments."""
+        """Returns `opt_state`, as `optimizer.init` makes it, with this count and these moments."""
         # optax keeps one counter for the moments and one for the schedule, both under this name.
         return optax.tree_utils.tree_set(
             opt_state, count=np.int32(self.count), mu=self.first, nu=self.second
@@ -36,7 +36,7 @@ class AdamState:
 def read_adam_state(
     checkpoint: Path, family: Family, config: ModelConfig, trained: Mapping[str, Any]
 ) -> AdamState:
-    """The state behind the weights of `checkpoint`.
+    """Reads the state behind the weights of `checkpoint`.
 
     Args:
       checkpoint: what OpenFlamingo's training saved.
@@ -76,7 +76,7 @@ def read_adam_state(
 
 
 def _order(model_state: Mapping[str, Any], family: Family) -> list[str]:
-    """Names in the order of the optimizer's indices: OpenFlamingo puts what decays first."""
+    """Returns names in the order of the optimizer's indices: those that decay come first."""
     names = [canonical(family, name) for name in model_state]
     decayed = [name for name in names if ".gated_cross_attn_layer." in name]
     others = {"perceiver", wrap(family, family.embedding)}

@@ -117,7 +117,7 @@ def _theirs(directory: ModelDirectory, source: Imported, inputs: Inputs) -> Acti
         dtype = getattr(torch, config.dtype)
         return {n: to_torch(np.array(a)).to(dtype).float() for n, a in arrays.items()}
 
-    joining = source.parts.joining
+    joining = source.components.adapter
     if not joining:  # drawn at import: the original of these weights is what was exported
         makers = openflamingo_tensors(directory, whole=False)
         joining = {n: make() for n, make in makers.items() if "gated" in n or "perceiver" in n}
@@ -125,7 +125,7 @@ def _theirs(directory: ModelDirectory, source: Imported, inputs: Inputs) -> Acti
     images = torch.from_numpy(rearrange(inputs.images, "b t 1 h w c -> (b t) c h w").copy())
     tokens = torch.from_numpy(inputs.tokens).long()
     with torch.no_grad():
-        vision = tensors(source.parts.vision)
+        vision = tensors(source.components.vision)
         patches = _vision(source, vision, images)
         latents = original.resample(weights.below("perceiver"), patches, config.connector.num_heads)
         media = latents.unflatten(0, (len(tokens), -1))
@@ -138,7 +138,7 @@ def _theirs(directory: ModelDirectory, source: Imported, inputs: Inputs) -> Acti
             heads = config.fusion.num_heads
             return original.gated_cross_attention(weights.below(name), x, media, text_time, heads)
 
-        language = tensors(source.parts.language)
+        language = tensors(source.components.language)
         run = _mosaic_gpt if source.family.name == "mosaic_gpt" else _transformers
         stages = {"vision": patches, "resampler": media, **run(source, language, tokens, before)}
     return {stage: to_numpy(value) for stage, value in stages.items()}

@@ -4,7 +4,6 @@ python -m flamingo_jax.inspect --config=configs/of9b.py --out=inspect.html
 python -m flamingo_jax.inspect --source=mmc4 --shards='data/{000..099}.tar'
 """
 
-import ast
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -89,10 +88,7 @@ def _bare_streams() -> dict[str, Stream]:
     options: dict[str, Any] = {"shards": SHARDS.value}
     for option in OPTION.value:
         name, _, value = option.partition("=")
-        try:
-            options[name] = ast.literal_eval(value)
-        except (SyntaxError, ValueError):
-            options[name] = value
+        options[name] = cli.literal(value)
     values = {
         "source": SOURCE.value,
         "options": options,

@@ -1,4 +1,4 @@
-"""Copies of arrays that lie in mapped files, made by several cores."""
+"""Copies arrays that lie in mapped files, on several cores."""
 
 import math
 import mmap
@@ -15,14 +15,14 @@ MOST_THREADS = 16  # more do not fill memory faster
 
 
 def copied(view: np.ndarray, dtype: Any) -> Shaped[np.ndarray, "..."]:
-    """A view's numbers in `dtype`, in memory of their own; see `fresh`."""
+    """Returns a view's numbers in `dtype`, in memory of their own; see `fresh`."""
     out = fresh(view.shape, dtype)
     copy_into(out, view)
     return out
 
 
 def copy_into(out: np.ndarray, view: np.ndarray) -> None:
-    """`out[...] = view`, for arrays of one shape; ValueError for others.
+    """Does `out[...] = view`, for arrays of one shape; ValueError for others.
 
     One thread would mostly wait: fresh memory and a file's pages come from the system page by page.
     """
@@ -38,8 +38,8 @@ def copy_into(out: np.ndarray, view: np.ndarray) -> None:
 
 
 def fresh(shape: tuple[int, ...], dtype: Any) -> Shaped[np.ndarray, "..."]:
-    """Memory of its own that starts with a page, which JAX takes as a CPU's own array, without
-    another copy. NumPy's starts 16 bytes later."""
+    """Returns an array whose memory starts with a page: JAX takes it as a CPU's own, and copies it
+    no more. NumPy's starts 16 bytes later."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
     pages = mmap.mmap(-1, max(size, 1), access=mmap.ACCESS_COPY)
     return np.frombuffer(pages, np.uint8, size).view(dtype).reshape(shape)

@@ -42,7 +42,7 @@ Compat = Literal["openflamingo"] | None
 
 @dataclass(frozen=True)
 class Provenance:
-    """What a converted model remembers of its torch originals, for export and verification."""
+    """Keeps what export and verification need to know of a model's torch originals."""
 
     family: str
     language_config: dict[str, Any]
@@ -57,7 +57,7 @@ def write_directory(
     leaves: Mapping[str, LazyArray],
     tokenizer: Any = None,
 ) -> None:
-    """Write a model directory, parameter by parameter; it appears only when complete.
+    """Writes a model directory, parameter by parameter; it appears only when complete.
 
     Raises:
       UserError: `out` exists, the disk has no room, or writing failed.
@@ -112,7 +112,7 @@ def _write_json(path: Path, content: Any) -> None:
 
 
 def image_settings(size: int) -> dict[str, Any]:
-    """CLIP's preprocessing, as transformers' image processors write it down."""
+    """Returns CLIP's preprocessing, as transformers' image processors write it down."""
     return {
         "image_processor_type": "CLIPImageProcessor",
         "do_resize": True,
@@ -140,8 +140,11 @@ class ModelDirectory:
 
 
 def open_directory(folder: Path | str) -> ModelDirectory:
-    """UserError: no model directory or part of one, another format, or weights that do not fit its
-    config.
+    """Opens a model directory.
+
+    Raises:
+      UserError: no model directory or part of one, another format, or weights that do not fit its
+        config.
     """
     folder = Path(folder)
     if not (folder / "weights.index.json").is_file():

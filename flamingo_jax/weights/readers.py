@@ -1,4 +1,4 @@
-"""Files of weights as NumPy arrays by name, memory-mapped and without running what is in them."""
+"""Reads files of weights as NumPy arrays by name, mapped, and without running what is in them."""
 
 import json
 import mmap
@@ -30,7 +30,7 @@ SAFETENSORS_DTYPES = {
 
 
 def read_safetensors(path: Path) -> Tensors:
-    """UserError: truncated, or no safetensors file at all."""
+    """Maps a file's arrays. UserError: it is truncated, or no safetensors file at all."""
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -65,7 +65,7 @@ def _truncated(path: Path, size: int, expected: int) -> str:
 
 
 def drop_mapped_pages(arrays: Iterable[np.ndarray]) -> None:
-    """Let the system drop what was read of mapped files: it would count as this process's memory
+    """Lets the system drop what was read of mapped files: it would count as this process's memory
     until something else needs the space. What can be written to stays: it is no file's.
     """
     maps: dict[int, mmap.mmap] = {}
@@ -81,7 +81,7 @@ def drop_mapped_pages(arrays: Iterable[np.ndarray]) -> None:
 
 
 def load_torch(path: Path) -> Any:
-    """What `torch.save` wrote: tensors in containers, memory-mapped.
+    """Reads what `torch.save` wrote: tensors in containers, memory-mapped.
 
     Raises:
       UserError: truncated or unreadable, or a pickle with anything but tensors in it, which is
@@ -120,7 +120,7 @@ def _is_torchscript(path: Path) -> bool:
 
 
 def to_numpy(tensor: Any) -> np.ndarray:
-    """A torch tensor's memory as an array; bfloat16, which NumPy lacks, through its bits."""
+    """Shows a torch tensor's memory as an array; bfloat16, which NumPy lacks, through its bits."""
     import torch
 
     tensor = tensor.detach()
@@ -130,7 +130,7 @@ def to_numpy(tensor: Any) -> np.ndarray:
 
 
 def read_torch(path: Path) -> Tensors:
-    """A state dict, bare or wrapped as training scripts do. UserError: see `load_torch`."""
+    """Reads a state dict, bare or wrapped as training scripts do. UserError: see `load_torch`."""
     state = load_torch(path)
     for wrapper in ("model_state_dict", "state_dict"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
@@ -146,14 +146,14 @@ def read_torch(path: Path) -> Tensors:
 
 
 def read_file(path: Path) -> Tensors:
-    """One file of weights, by its ending."""
+    """Reads one file of weights, by its ending."""
     if not path.is_file():
         raise UserError(f"{path} does not exist: give a file of weights")
     return read_safetensors(path) if path.suffix == ".safetensors" else read_torch(path)
 
 
 def indexed_files(index: Path) -> list[Path]:
-    """The files that an index names, beside it.
+    """Returns the files that an index names, beside it.
 
     Raises:
       UserError: no index, or the directory lacks some of the files.
@@ -174,7 +174,7 @@ def indexed_files(index: Path) -> list[Path]:
 
 
 def read_directory(folder: Path) -> Tensors:
-    """All weights of a model directory as the Hub lays it out; safetensors where there are both.
+    """Reads all weights of a folder as the Hub lays it out; safetensors where there are both.
 
     Raises:
       UserError: no weights, or a shard that the index names and the directory lacks.
@@ -192,7 +192,7 @@ def read_directory(folder: Path) -> Tensors:
 
 
 def read_weights(path: Path) -> Tensors:
-    """A file of weights, or all that a directory has."""
+    """Reads a file of weights, or all that a directory has."""
     return read_directory(path) if path.is_dir() else read_file(path)
 
 

@@ -1,13 +1,13 @@
 """Our parameters as views of torch tensors: one table serves import and export.
 
-A `Cut` says where one of our arrays lies inside a torch tensor, as a NumPy *view* of it (rows of a
-fused matrix, transposed; rows of the vocabulary). Reading through the view imports; writing through
-the same view exports, so there is no inverse to keep in step. Nothing is read before it is asked
-for, layer by layer, so conversion needs memory for one tensor, not for one model.
+A `TensorView` says where one of our arrays lies inside a torch tensor, as a NumPy view of it (rows
+of a fused matrix, transposed; rows of the vocabulary). Reading through the view imports; writing
+through the same view exports, so there is no inverse to keep in step. Nothing is read before it is
+asked for, layer by layer, so conversion needs memory for one tensor, not for one model.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -25,21 +25,21 @@ Index = tuple[slice, ...]
 
 @dataclass(frozen=True)
 class TensorView:
-    """Where one array of ours lies in a torch tensor.
+    """Says where one array of ours lies in a torch tensor.
 
     Attributes:
       name: the tensor; "{i}" stands for the layer.
       shape: of the whole tensor.
-      view: the part that is ours, with our axes in order. Axes may still be split (heads apart
-        from features): what counts is that it reshapes to our shape, and that it is a view.
+      take: gives what is ours of the tensor, with our axes in order. Axes may still be split (heads
+        apart from features): what counts is that it reshapes to our shape, and that it is a view.
     """
 
     name: str
     shape: tuple[int, ...]
-    view: View
+    take: View
 
 
-NameTable = dict[str, TensorView]  # our path, with the number of the layer left out → cut
+NameTable = dict[str, TensorView]  # by our path, with the number of the layer left out
 
 
 def identity(tensor: np.ndarray) -> np.ndarray:
@@ -47,7 +47,7 @@ def identity(tensor: np.ndarray) -> np.ndarray:
 
 
 def transpose(tensor: np.ndarray) -> np.ndarray:
-    """Torch's (out, in) → our (in, out); (heads, features, in) → (in, heads, features)."""
+    """Turns (out, in) into our (in, out), and (heads, features, in) into (in, heads, features)."""
     return np.moveaxis(tensor, -1, 0)
 
 
@@ -55,13 +55,16 @@ def rows_between(start: int, stop: int) -> View:
     return lambda tensor: tensor[start:stop]
 
 
-def part(index: int, count: int) -> View:
-    """One of `count` equal blocks of rows: queries, keys or values of a fused matrix."""
+def nth_block(index: int, count: int) -> View:
+    """Takes one of `count` equal blocks of rows: queries, keys or values of a fused matrix."""
     return lambda tensor: tensor.reshape(count, -1, *tensor.shape[1:], copy=False)[index]
 
 
 def linear(ours: str, name: str, width_out: int, width_in: int, rows: View = identity) -> NameTable:
-    """`nn.Linear`, or the block `rows` of one. The bias row stands idle where we have none."""
+    """Returns the table of an `nn.Linear`, or of the block `rows` of one.
+
+    The bias stands idle where we have none.
+    """
     return {
         f"{ours}/kernel": TensorView(
             f"{name}.weight", (width_out, width_in), lambda t: transpose(rows(t))
@@ -82,19 +85,19 @@ def array(ours: str, name: str, *shape: int) -> NameTable:
 
 
 @dataclass(frozen=True)
-class Place:
-    """The cuts that one parameter of ours is made of: one, or one per stacked layer."""
+class ParamSource:
+    """Says what one parameter of ours is made of: one view, or one per stacked layer."""
 
     shape: tuple[int, ...]
-    cuts: tuple[TensorView, ...]
+    views: tuple[TensorView, ...]
     stacked: bool
 
 
-Plan = dict[str, Place]  # our path → place
+Plan = dict[str, ParamSource]  # by our path
 
 
 def locate(path: str, config: ModelConfig) -> tuple[str, tuple[int, ...] | None]:
-    """(path without the layer, layers stacked in this parameter in order); None: not stacked.
+    """Returns (path without the layer, layers stacked in this parameter in order or None).
 
     Layers are numbered as the torch model numbers them; a cross-attention bears the number of the
     decoder layer it stands before.
@@ -114,7 +117,7 @@ def locate(path: str, config: ModelConfig) -> tuple[str, tuple[int, ...] | None]
 
 
 def locate_in_tower(path: str, num_layers: int) -> tuple[str, tuple[int, ...] | None]:
-    """As `locate`, for a model with one stack of layers per head of the path."""
+    """Does as `locate`, in a model with one stack of layers per head of the path."""
     head, _, rest = path.partition("/")
     if rest.startswith("layers/"):
         return f"{head}/layer/{rest.removeprefix('layers/')}", tuple(range(num_layers))
@@ -127,16 +130,16 @@ def make_plan(
     rows: NameTable,
     find: Callable[[str, Any], tuple[str, tuple[int, ...] | None]] = locate,
 ) -> Plan:
-    """The place of every parameter in `shapes` (path → anything with `.shape`).
+    """Returns where every parameter comes from.
 
     Args:
-      shapes: of the model's parameters.
+      shapes: path → anything with `.shape`, of the model's parameters.
       config: of the model, for `find`.
       rows: the table of its family.
-      find: where a parameter stands in the model; by default, in a Flamingo.
+      find: tells which layers a parameter stacks; by default, in a Flamingo.
 
     Raises:
-      UserError: parameters that this family's table has no row for, all named.
+      UserError: parameters that this family's table does not have, all named.
     """
     plan, unknown = {}, []
     for path, leaf in shapes.items():
@@ -144,12 +147,10 @@ def make_plan(
         if key not in rows:
             unknown.append(path)
             continue
-        cut = rows[key]
+        view = rows[key]
         numbers = (None,) if layers is None else layers
-        cuts = tuple(
-            TensorView(cut.name.replace("{i}", str(i)), cut.shape, cut.view) for i in numbers
-        )
-        plan[path] = Place(tuple(leaf.shape), cuts, layers is not None)
+        views = tuple(replace(view, name=view.name.replace("{i}", str(i))) for i in numbers)
+        plan[path] = ParamSource(tuple(leaf.shape), views, layers is not None)
     if unknown:
         raise UserError(
             f"no torch tensor is known for {listing(unknown)}: these settings of the model have no "
@@ -164,12 +165,12 @@ def listing(names: Iterable[str]) -> str:
 
 
 def torch_shapes(plan: Plan) -> dict[str, tuple[int, ...]]:
-    """Every torch tensor that the plan is cut from."""
-    return {cut.name: cut.shape for place in plan.values() for cut in place.cuts}
+    """Returns the shape of every torch tensor that the plan takes from, by name."""
+    return {view.name: view.shape for source in plan.values() for view in source.views}
 
 
 def check(plan: Plan, tensors: Mapping[str, np.ndarray], source: str) -> None:
-    """UserError naming every tensor that is missing, left over or of a wrong shape."""
+    """Raises a UserError that names every tensor missing, left over or of a wrong shape."""
     expected = torch_shapes(plan)
     faults = []
     if missing := expected.keys() - tensors.keys():
@@ -190,14 +191,14 @@ def check(plan: Plan, tensors: Mapping[str, np.ndarray], source: str) -> None:
 
 @dataclass(frozen=True)
 class LazyArray:
-    """One parameter of ours, not read yet."""
+    """Holds one parameter of ours, not read yet."""
 
     shape: tuple[int, ...]
     views: tuple[np.ndarray, ...]
     stacked: bool
 
     def read(self, dtype: Any, index: Index | None = None) -> Shaped[np.ndarray, "..."]:
-        """The part that `index` names (default: all), read from one torch tensor after another."""
+        """Reads what `index` names (default: all) from one torch tensor after another."""
         index = index or (slice(None),) * len(self.shape)
         if not self.stacked:
             return copied(_take(self.views[0], self.shape, index), dtype)
@@ -213,9 +214,9 @@ def _shape(shape: tuple[int, ...], index: Index) -> tuple[int, ...]:
 
 
 def _take(view: np.ndarray, shape: tuple[int, ...], index: Index) -> np.ndarray:
-    """`view.reshape(shape)[index]`, reading no more of the view than needed.
+    """Returns `view.reshape(shape)[index]`, reading no more of the view than needed.
 
-    Index the leading axes that the two shapes share before reshaping copies the rest.
+    The leading axes that the two shapes share are indexed before reshaping copies the rest.
     """
     same = next(
         (i for i, (a, b) in enumerate(zip(view.shape, shape, strict=False)) if a != b),
@@ -228,29 +229,30 @@ def _take(view: np.ndarray, shape: tuple[int, ...], index: Index) -> np.ndarray:
 
 
 def leaves(plan: Plan, tensors: Mapping[str, np.ndarray]) -> dict[str, LazyArray]:
+    """Returns the plan's parameters, each to be read when it is needed."""
     return {
         path: LazyArray(
-            place.shape, tuple(c.view(tensors[c.name]) for c in place.cuts), place.stacked
+            source.shape, tuple(v.take(tensors[v.name]) for v in source.views), source.stacked
         )
-        for path, place in plan.items()
+        for path, source in plan.items()
     }
 
 
 def export(
     plan: Plan, params: Mapping[str, Any], dtype: Any
 ) -> dict[str, Callable[[], np.ndarray]]:
-    """The torch tensors of our parameters (or of their gradients): name → function making it."""
-    parts: dict[str, list[tuple[TensorView, str, int | None]]] = {}
-    for path, place in plan.items():
-        for layer, cut in enumerate(place.cuts):
-            parts.setdefault(cut.name, []).append((cut, path, layer if place.stacked else None))
+    """Returns makers of the torch tensors, by name, from our parameters or from their gradients."""
+    pieces: dict[str, list[tuple[TensorView, str, int | None]]] = {}
+    for path, source in plan.items():
+        for layer, view in enumerate(source.views):
+            pieces.setdefault(view.name, []).append((view, path, layer if source.stacked else None))
 
     def make(pieces: list[tuple[TensorView, str, int | None]]) -> np.ndarray:
         out = np.empty(pieces[0][0].shape, dtype)
-        for cut, path, layer in pieces:
+        for view, path, layer in pieces:
             ours = np.asarray(params[path] if layer is None else params[path][layer])
-            target = cut.view(out)
+            target = view.take(out)
             target[...] = ours.reshape(target.shape)
         return out
 
-    return {name: partial(make, pieces) for name, pieces in parts.items()}
+    return {name: partial(make, own) for name, own in pieces.items()}

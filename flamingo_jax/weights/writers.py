@@ -1,4 +1,4 @@
-"""Writing files of weights: streamed, and visible only when complete."""
+"""Writes files of weights: streamed, and visible only when complete."""
 
 import errno
 import json
@@ -32,7 +32,7 @@ class Entry:
 
 
 def write_safetensors(path: Path, entries: Mapping[str, Entry]) -> None:
-    """Write arrays by name, marked as transformers asks for ("pt")."""
+    """Writes arrays by name, marked as transformers asks for ("pt")."""
     names = {np.dtype(dtype): name for name, dtype in SAFETENSORS_DTYPES.items()}
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
@@ -54,7 +54,7 @@ def write_safetensors(path: Path, entries: Mapping[str, Entry]) -> None:
 
 @contextmanager
 def new_directory(target: Path, needed_bytes: int) -> Iterator[Path]:
-    """A directory that appears under its name only when complete; on any error nothing stays.
+    """Makes a directory that appears only when complete; on any error nothing stays.
 
     Raises:
       UserError: `target` is there already or cannot be made, or the disk has no room for

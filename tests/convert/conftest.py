@@ -3,10 +3,10 @@ import pytest
 from tests.convert import goldens, torch_models
 
 
-@pytest.fixture(scope="session", params=goldens.NAMES)
+@pytest.fixture(scope="session", params=goldens.CASES)
 def golden(request):
-    """Each golden family in turn; those that are not at hand are skipped."""
-    return goldens.load_or_skip(request.param)
+    """Each case in turn."""
+    return goldens.load(request.param)
 
 
 @pytest.fixture(scope="session")

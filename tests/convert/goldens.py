@@ -1,8 +1,4 @@
-"""Cases made by the original OpenFlamingo on torch: its weights, inputs and what came out.
-
-`tests/golden/mpt` holds a part of one case, so that a fresh clone proves parity; the others are
-used where they are at hand.
-"""
+"""Cases made by the original OpenFlamingo on torch: its weights, inputs and what came out."""
 
 import functools
 from dataclasses import dataclass
@@ -11,18 +7,17 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from flamingo_jax.convert.importing import Imported, import_state_dict
 from flamingo_jax.convert.openflamingo import all_rows
 from flamingo_jax.data.examples import loss_weights
 from flamingo_jax.models.params import ModelGraph, Params, model_graph
 from flamingo_jax.weights.views import Plan, make_plan
+from tests import golden_root
 
-COMMITTED = Path(__file__).parents[1] / "golden"
-SHARED = Path(__file__).parents[3] / "shared" / "golden" / "openflamingo"
-NAMES = ["mpt", "mosaic_gpt", "neox", "pythia", "opt", "llama"]
-ROWS, IMAGES, LENGTH = 4, 3, 36  # every batch is padded to this: one compilation serves them all
+FOLDER = "openflamingo"
+NAMES = sorted(path.parent.name for path in golden_root.find(FOLDER).glob("*/golden.npz"))
+CASES = golden_root.each(NAMES, FOLDER)
 
 
 @dataclass(frozen=True)
@@ -38,7 +33,17 @@ class Golden:
     @property
     def whole(self) -> bool:
         """Not only the committed part."""
-        return self.folder.parent == SHARED
+        return not self.folder.is_relative_to(golden_root.COMMITTED)
+
+    @functools.cached_property
+    def shape(self) -> tuple[int, int, int]:
+        """Rows, images and tokens of the largest batch: all are padded to it, and so one
+        compilation serves them all."""
+        tokens = [array.shape for name, array in self.arrays.items() if name.endswith("_lang_x")]
+        images = [array.shape for name, array in self.arrays.items() if name.endswith("_vision_x")]
+        prompt, answer = self.arrays["gen_lang_x"].shape[1], self.arrays["gen_greedy"].shape[1]
+        rows, lengths = zip(*tokens, strict=True)
+        return max(rows), max(shape[1] for shape in images), max(*lengths, prompt + answer)
 
     def batch(self, prefix: str) -> dict[str, np.ndarray]:
         """The inputs `prefix_*`, padded: images, tokens, segments, weights."""
@@ -52,11 +57,12 @@ class Golden:
                 for row, valid in zip(tokens, segments == 1, strict=True)
             ]
         )
+        num_rows, num_images, length = self.shape
         return {
-            "images": pad(images, (ROWS, IMAGES)),
-            "tokens": pad(tokens, (ROWS, LENGTH)),
-            "segments": pad(segments, (ROWS, LENGTH)),
-            "weights": pad(weights, (ROWS, LENGTH)),
+            "images": pad(images, (num_rows, num_images)),
+            "tokens": pad(tokens, (num_rows, length)),
+            "segments": pad(segments, (num_rows, length)),
+            "weights": pad(weights, (num_rows, length)),
         }
 
     @functools.cached_property
@@ -83,16 +89,9 @@ def pad(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return np.pad(array, missing + [(0, 0)] * (array.ndim - len(shape)))
 
 
-def load_or_skip(name: str) -> Golden:
-    """The test is skipped only where no case but the committed one is at hand."""
-    if not SHARED.is_dir() and not (COMMITTED / name).is_dir():
-        pytest.skip(f"the {name} goldens are not at hand")
-    return load(name)
-
-
 @functools.cache
 def load(name: str) -> Golden:
-    folder = (SHARED if SHARED.is_dir() else COMMITTED) / name
+    folder = golden_root.find(f"{FOLDER}/{name}")
     weights = folder / "model.safetensors"
     imported = import_state_dict(weights if weights.is_file() else folder, folder / "config.json")
     graph = model_graph(imported.config)

@@ -114,8 +114,8 @@ def test_both_key_styles_of_checkpoints(run, tmp_path):
 
 def test_clip_files_of_openclip_and_openai(run, tmp_path):
     """Bare, with a prefix beside a text tower, or in training's wrapper."""
-    parts = goldens.load("mpt").imported.parts
-    visual = {n: torch.tensor(np.array(t)) for n, t in parts.vision.items()}
+    components = goldens.load("mpt").imported.components
+    visual = {n: torch.tensor(np.array(t)) for n, t in components.vision.items()}
     torch.save(visual, tmp_path / "bare.pt")
     both = {f"visual.{n}": t for n, t in visual.items()} | {
         "logit_scale": torch.zeros(()),
@@ -135,9 +135,9 @@ def test_clip_files_of_openclip_and_openai(run, tmp_path):
 
 
 def test_openais_torchscript_files(run, tmp_path):
-    parts = goldens.load("mpt").imported.parts
+    components = goldens.load("mpt").imported.components
     top = torch.nn.Module()
-    for name, array in parts.vision.items():
+    for name, array in components.vision.items():
         *modules, last = f"visual.{name}".split(".")
         module = top
         for part in modules:

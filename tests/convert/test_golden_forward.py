@@ -52,7 +52,7 @@ def test_text_with_too_many_image_marks(golden):
     """An error; what the original does with it on request."""
     arrays = {k: golden.arrays[f"excess_{k}"] for k in ("vision_x", "lang_x", "attention_mask")}
     inputs = unpadded(arrays)
-    with pytest.raises(ValueError, match="row 0 has 3 <image> tokens but 2 images"):
+    with pytest.raises(ValueError, match=r"row \d+ has \d+ <image> tokens but \d+ images"):
         golden.graph.merge(golden.params)(*inputs)
     config = golden.imported.config
     cross = dataclasses.replace(config.fusion, uniform_beyond_images=True)

@@ -12,8 +12,11 @@ from flamingo_jax.convert.optimizer_state import read_adam_state
 from flamingo_jax.train.optimizer import OptimizerConfig, make_optimizer
 from flamingo_jax.train.step import init_state, make_train_step, stream_losses
 from flamingo_jax.weights.views import export
+from tests import golden_root
 from tests.convert import goldens
 
+RESUME = golden_root.find(goldens.FOLDER)
+RESUMED = [name for name in goldens.NAMES if (RESUME / f"resume_{name}").is_dir()]
 NEW_ROWS = "decoder/embedding/new_rows"
 TRAINED = ("resampler/", "cross_attention/", NEW_ROWS)
 
@@ -145,11 +148,10 @@ def test_accumulation_as_the_original_does_it(whole):
     assert np.abs(losses - expected).max() < 1e-3
 
 
-def test_resuming_the_originals_optimizer():
-    folder = goldens.SHARED / "resume_llama"
-    if not goldens.SHARED.is_dir():
-        pytest.skip("the checkpoint is not at hand")
-    training = make_training("llama")
+@pytest.mark.parametrize("name", golden_root.each(RESUMED, goldens.FOLDER))
+def test_resuming_the_originals_optimizer(name):
+    folder = RESUME / f"resume_{name}"
+    training = make_training(name)
     imported = import_state_dict(
         training.golden.folder / "model.safetensors",
         training.golden.folder / "config.json",

@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,8 +7,9 @@ from flamingo_jax.data.examples import ExampleMaker, loss_weights
 from flamingo_jax.data.tokenizer import load_tokenizer
 from flamingo_jax.errors import UserError
 from flamingo_jax.text.documents import Document, render
+from tests import golden_root
 
-GOLDEN = Path(__file__).parents[3] / "shared/golden/openflamingo/data/labels.npz"
+LABELS = "openflamingo/data/labels.npz"
 SCAN = np.full((8, 8, 3), 7, np.uint8)
 VOCAB_SIZE = 40
 
@@ -96,10 +95,10 @@ def test_loss_weights_are_openflamingos(tokens, length, kind):
     assert got.tolist() == naive_weights(tokens, valid, kind)
 
 
-@pytest.mark.skipif(not GOLDEN.exists(), reason="the original's label masks are not here")
+@golden_root.needs(LABELS)
 @pytest.mark.parametrize(("kind", "name"), [("pair", "laion"), ("interleaved", "mmc4")])
-def test_loss_weights_equal_the_originals_labels(kind, name):
-    golden = np.load(GOLDEN)
+def test_loss_weights_equal_the_golden_labels(kind, name):
+    golden = np.load(golden_root.ROOT / LABELS)
     ids = {"image": int(golden["media_token_id"]), "end_of_chunk": int(golden["eoc_token_id"])}
     rows = zip(golden["input_ids"], golden["attention_mask"], golden[f"{name}_labels"], strict=True)
     for tokens, mask, labels in rows:

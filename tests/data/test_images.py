@@ -1,6 +1,5 @@
 import io
 import tracemalloc
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,10 +10,11 @@ from PIL import Image
 from flamingo_jax.data import images
 from flamingo_jax.data.images import decode_image
 from flamingo_jax.data.records import BadRecordError
+from tests import golden_root
 
 from .corpora import picture
 
-GOLDEN = Path(__file__).parents[3] / "shared/golden/openflamingo/data/preprocess.npz"
+PIXELS = "openflamingo/data/preprocess.npz"
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
@@ -30,13 +30,12 @@ def encoded(pixels, kind="PNG", **options) -> bytes:
     return file.getvalue()
 
 
-@pytest.mark.skipif(not GOLDEN.exists(), reason="the original's preprocessing is not here")
-@pytest.mark.parametrize("which", range(3))
-def test_pixels_are_the_originals(which):
-    golden = np.load(GOLDEN)
-    got = decode_image(encoded(golden[f"rawimg/{which}"]), 56)
-    expected = golden["rawimg/out_noflip"][which]
-    np.testing.assert_allclose(normalised(got), expected, atol=2e-6)
+@golden_root.needs(PIXELS)
+def test_pixels_are_the_golden_ones():
+    golden = np.load(golden_root.ROOT / PIXELS)
+    for index, expected in enumerate(golden["rawimg/out_noflip"]):
+        got = decode_image(encoded(golden[f"rawimg/{index}"]), expected.shape[-1])
+        np.testing.assert_allclose(normalised(got), expected, atol=2e-6)
 
 
 @given(st.integers(16, 90), st.integers(16, 90), st.integers(8, 40))

@@ -1,7 +1,6 @@
 import base64
 import dataclasses
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,11 +14,13 @@ from flamingo_jax.data.records import BadRecordError, Record, RejectedError
 from flamingo_jax.data.sources import Mmc4, Pairs, Sequences
 from flamingo_jax.data.tokenizer import load_tokenizer
 from flamingo_jax.text.documents import render
+from tests import golden_root
 
 from .corpora import mmc4_record, picture
 from .test_images import normalised
 
-GOLDEN = Path(__file__).parents[3] / "shared/golden/openflamingo/data"
+GOLDEN = golden_root.ROOT / "openflamingo/data"
+FAMILIES = sorted(p.name.removeprefix("tokenizer_") for p in GOLDEN.glob("tokenizer_*"))
 MMC4 = Mmc4(shards="", similarity_threshold=0.2, min_image_bytes=0)
 A, B, C = (picture(n) for n in range(3))
 
@@ -37,22 +38,23 @@ def spelled(document) -> str:
 
 @pytest.fixture(scope="module")
 def golden():
-    if not GOLDEN.exists():
-        pytest.skip("the original's documents are not here")
     documents = json.loads((GOLDEN / "docs.json").read_text())
     return documents, np.load(GOLDEN / "preprocess.npz")
 
 
 def original_maker(family: str, text_length: int, size: int) -> ExampleMaker:
     path = str(GOLDEN / f"tokenizer_{family}/tokenizer.json")
-    return ExampleMaker(load_tokenizer(path, 480), text_length, 6, size)
+    return ExampleMaker(load_tokenizer(path, None), text_length, 6, size)
 
 
-@pytest.mark.parametrize("family", ["opt", "neox", "llama"])
-def test_interleaved_documents_are_the_originals(golden, family):
+@pytest.mark.parametrize("family", golden_root.each(FAMILIES, "openflamingo/data"))
+def test_interleaved_documents_are_the_golden_ones(golden, family):
     documents, arrays = golden
     source = dataclasses.replace(
-        MMC4, similarity_threshold=24.0, min_image_bytes=11_000, image_order="openflamingo"
+        MMC4,
+        similarity_threshold=documents["sim_threshold"],
+        min_image_bytes=11_000,
+        image_order="openflamingo",
     )
     names = [name.split("/")[1] for name in documents["results"] if name.startswith(family)]
     checked = set()
@@ -62,23 +64,24 @@ def test_interleaved_documents_are_the_originals(golden, family):
             with pytest.raises((BadRecordError, RejectedError), match=r"[Nn]o image"):
                 source.parse(values)
             continue
-        size = 224 if name == "gpt" else 56
-        example = original_maker(family, 256, size)(source.parse(values))
+        size = 224 if name == "gpt" else documents["image_size"]
+        maker = original_maker(family, documents["max_tokens"], size)
+        example = maker(source.parse(values))
         mask = arrays[f"{family}/{name}/attention_mask"] != 0
         np.testing.assert_array_equal(example["segments"] != 0, mask)
         expected = arrays[f"{family}/{name}/input_ids"]
         np.testing.assert_array_equal(example["tokens"][mask], expected[mask])
         # Images whose mark was cut off are in the original's array and not in ours.
-        for index in range((example["tokens"] == 481).sum()):
+        for index in range((example["tokens"] == maker.tokens.image).sum()):
             pixels = normalised(example["images"][index, 0])
             pixels = pixels[:, ::16, ::16] if name == "gpt" else pixels
             np.testing.assert_allclose(pixels, arrays[f"images/{name}"][index], atol=2e-6)
         checked.add(name)
-    assert len(checked) == (9 if family == "opt" else 8)
+    assert checked
 
 
-@pytest.mark.parametrize("family", ["opt", "neox", "llama"])
-def test_pairs_are_the_originals(golden, family):
+@pytest.mark.parametrize("family", golden_root.each(FAMILIES, "openflamingo/data"))
+def test_pairs_are_the_golden_ones(golden, family):
     documents, arrays = golden
     maker = original_maker(family, 32, 8)
     for row, caption in enumerate(documents["results"][f"{family}/laion"]):

@@ -209,7 +209,7 @@ def test_the_server_of_vizwiz_gets_every_image(spoilt):
     assert [e["answer"] for e in entries] == ["cat"] + [""] * 10
 
 
-def test_generations_are_cut_as_the_original_does():
+def test_golden_generations_are_cut_as_by_the_original():
     for case in goldens.load("golden_vqa.json")["cases"]:
         task = TASKS[{"ok_vqa": "okvqa"}.get(case["dataset"], case["dataset"])]()
         if task.folder != "okvqa":  # whose stemmer has a test of its own

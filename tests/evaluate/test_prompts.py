@@ -8,12 +8,12 @@ import pytest
 
 from flamingo_jax.evaluate.config import FewShotConfig, make_task
 from flamingo_jax.evaluate.plan import plan, read
-from tests.evaluate import goldens
+from tests import golden_root
 
-NAME = "golden_prompts.json"
-GOLDEN = json.loads((goldens.COMMITTED / NAME).read_text())
-SHARED = goldens.SHARED / NAME
-TOOL = goldens.SHARED.parents[1] / "tools/make_fake_eval_data.py"
+NAME = "eval/golden_prompts.json"
+GOLDEN = json.loads((golden_root.COMMITTED / NAME).read_text())
+# Beside the cases: what made the files on which the original was run.
+TOOL = "../tools/make_fake_eval_data.py"
 NAMES = {"flickr": "flickr30k", "ok_vqa": "okvqa"}
 
 
@@ -39,7 +39,7 @@ def replayed(root, run, **settings):
 @pytest.fixture(scope="session")
 def shared_data(tmp_path_factory):
     root = tmp_path_factory.mktemp("shared")
-    subprocess.run([sys.executable, str(TOOL), str(root)], check=True)
+    subprocess.run([sys.executable, str(golden_root.ROOT / TOOL), str(root)], check=True)
     return root
 
 
@@ -56,14 +56,16 @@ def check(root, run):
 
 
 @pytest.mark.parametrize("run", cases(GOLDEN["runs"]))
-def test_replay_gives_the_prompts_of_the_original(fake_root, run):
+def test_replay_gives_the_golden_prompts_of_the_committed_part(fake_root, run):
     check(fake_root, run)
 
 
 def shared_runs():
-    return json.loads(SHARED.read_text())["runs"] if SHARED.is_file() else []
+    path = golden_root.ROOT / NAME
+    return json.loads(path.read_text())["runs"] if path.is_file() else []
 
 
-@pytest.mark.parametrize("run", cases(shared_runs()))
+@golden_root.needs(TOOL)
+@pytest.mark.parametrize("run", golden_root.each(cases(shared_runs()), NAME))
 def test_replay_gives_every_golden_prompt(shared_data, run):
     check(shared_data, run)

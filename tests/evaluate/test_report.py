@@ -40,7 +40,7 @@ def read_lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_published_scores_are_the_papers():
+def test_published_scores_are_the_golden_ones_of_the_paper():
     for row in goldens.load("paper_results.json")["rows"]:
         published = PUBLISHED[row["dataset"]][row["model"], row["demos"]][row["shots"]]
         assert published == (row["mean"], row["std"])

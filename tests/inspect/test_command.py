@@ -14,8 +14,14 @@ from flamingo_jax.inspect import __main__ as inspect
 from flamingo_jax.inspect.examine import examine, thresholds
 from flamingo_jax.inspect.page import render_page
 from flamingo_jax.inspect.shards import spread
-
-from .corpora import damaged_pairs, mmc4_record, odd_pairs, pair_samples, picture, write_tar
+from tests.data.corpora import (
+    damaged_pairs,
+    mmc4_record,
+    odd_pairs,
+    pair_samples,
+    picture,
+    write_tar,
+)
 
 ROOT = Path(__file__).parents[2]
 

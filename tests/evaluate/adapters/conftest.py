@@ -24,7 +24,7 @@ def model(tmp_path_factory) -> Path:
     imported = goldens.load("mpt").imported
     origin = Provenance("mpt", imported.language_config, dataclasses.asdict(imported.ids), {})
     out = tmp_path_factory.mktemp("model") / "mpt"
-    tokenizer = load_tokenizer(goldens.COMMITTED / "mpt" / "tokenizer")
+    tokenizer = load_tokenizer(goldens.load("mpt").folder / "tokenizer")
     write_directory(out, imported.config, origin, imported.leaves, tokenizer)
     return out
 

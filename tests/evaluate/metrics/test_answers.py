@@ -16,7 +16,7 @@ GOLDEN = goldens.load("golden_vqa.json")
 CASES = GOLDEN["cases"]
 
 
-def test_normalised_answers_are_those_of_the_original():
+def test_normalised_answers_are_the_golden_ones():
     pairs = {case["in"]: case["out"] for case in GOLDEN["normalise"]}
     for case in CASES:
         pairs[case["prediction"]] = case["prediction_normalised"]
@@ -33,12 +33,12 @@ def test_normalised_answers_are_those_of_the_original():
         ("official", "score_official"),
     ],
 )
-def test_accuracies_are_those_of_the_original(mode, score):
+def test_accuracies_are_the_golden_ones(mode, score):
     ours = {case["id"]: vqa_accuracy(case["prediction"], case["answers"], mode) for case in CASES}
     assert ours == pytest.approx({case["id"]: case[score] for case in CASES}, abs=1e-12)
 
 
-def test_generations_become_answers_as_in_the_original():
+def test_golden_generations_become_answers():
     for case in CASES:
         if case["dataset"] == "ok_vqa":
             answer = postprocess_and_stem(case["generation"])
@@ -126,7 +126,7 @@ def test_nltk_is_used_where_its_data_is(monkeypatch, has_data, name, stem):
     assert stemmer.stem("string jeans christmas") == f"{stem} jean christmas"
 
 
-def test_areas_are_those_of_the_original():
+def test_areas_are_the_golden_ones():
     for case in goldens.load("golden_auc.json")["cases"]:
         labels = [label == "yes" for label in case["labels"]]
         assert roc_auc(labels, case["p_yes"]) == pytest.approx(case["roc_auc"], abs=1e-12)

@@ -1,4 +1,4 @@
-"""Torch files sorted into language model, vision encoder and what joins them."""
+"""Torch files sorted into the components of a model: encoder, language model, and adapter."""
 
 import re
 from collections.abc import Iterable
@@ -20,16 +20,22 @@ VisionNames = Literal["openclip", "hf"]
 
 
 @dataclass
-class Parts:
-    """Tensors by what they belong to, under the names each part's own rows use."""
+class Components:
+    """Tensors by what they belong to, under the names that each component's own table uses.
+
+    Attributes:
+      language: the language model's.
+      vision: the vision encoder's.
+      adapter: what OpenFlamingo adds to the two, its resampler and cross-attentions; {}: nothing.
+    """
 
     language: Tensors
     vision: Tensors
-    joining: Tensors
+    adapter: Tensors
 
 
 def read_vision(path: Path, quick_gelu: bool) -> tuple[ClipVisionConfig, VisionNames, Tensors]:
-    """(config, whose names, tensors) of CLIP's vision tower, whoever wrote the file."""
+    """Returns (config, whose names, tensors) of CLIP's vision tower, whoever wrote the file."""
     tensors = read_weights(path)
     tensors = {re.sub(r"^module\.", "", name): t for name, t in tensors.items()}
     if any(".encoder.layers." in f".{name}" for name in tensors):
@@ -74,7 +80,7 @@ def _without(tensors: Tensors, patterns: Iterable[str]) -> Tensors:
 
 
 def language_tensors(tensors: Tensors, family: Family) -> Tensors:
-    """Under this family's names, without buffers and without a second copy of a tied head."""
+    """Returns tensors under this family's names, without buffers."""
     renamed = {}
     for name, tensor in _without(tensors, family.buffers).items():
         for pattern, replacement in family.renames:
@@ -83,18 +89,18 @@ def language_tensors(tensors: Tensors, family: Family) -> Tensors:
     return renamed
 
 
-def split(state: Tensors, family: Family, source: Path) -> Parts:
-    """OpenFlamingo's state dict, taken apart."""
-    parts = Parts({}, {}, {})
+def split(state: Tensors, family: Family, source: Path) -> Components:
+    """Sorts OpenFlamingo's state dict. UserError: tensors that it does not have."""
+    components = Components({}, {}, {})
     unknown = []
     for original, tensor in state.items():
         name = names.canonical(family, original)
         if name.startswith("perceiver.") or ".gated_cross_attn_layer." in name:
-            parts.joining[name] = tensor
+            components.adapter[name] = tensor
         elif name.startswith("lang_encoder."):
-            parts.language[names.unwrap(family, name)] = tensor
+            components.language[names.unwrap(family, name)] = tensor
         elif name.startswith("vision_encoder."):
-            parts.vision[name.removeprefix("vision_encoder.")] = tensor
+            components.vision[name.removeprefix("vision_encoder.")] = tensor
         else:
             unknown.append(original)
     if unknown:
@@ -102,23 +108,26 @@ def split(state: Tensors, family: Family, source: Path) -> Parts:
             f"{source} has tensors that are no OpenFlamingo's: {', '.join(sorted(unknown))}; "
             f"names begin with perceiver., lang_encoder. or vision_encoder."
         )
-    parts.language = language_tensors(parts.language, family)
-    return parts
+    components.language = language_tensors(components.language, family)
+    return components
 
 
-def apply_checkpoint(parts: Parts, checkpoint: Path, family: Family) -> None:
-    """Put what OpenFlamingo saved in the place of the backbones' own tensors."""
+def apply_checkpoint(components: Components, checkpoint: Path, family: Family) -> None:
+    """Puts what OpenFlamingo saved in the place of the backbones' own tensors."""
     trained = split(read_file(checkpoint), family, checkpoint)
-    parts.language |= trained.language
-    parts.vision |= trained.vision
-    parts.joining |= trained.joining
+    components.language |= trained.language
+    components.vision |= trained.vision
+    components.adapter |= trained.adapter
 
 
-def interval_of(joining: Tensors, checkpoint: Path) -> int:
-    """Layer i has a cross-attention where (i + 1) % interval == 0, so the first one tells."""
+def interval_of(adapter: Tensors, checkpoint: Path) -> int:
+    """Returns how many decoder layers there are per cross-attention.
+
+    Layer i has one where (i + 1) % interval == 0, so the first one tells.
+    """
     layers = [
         int(match[1])
-        for name in joining
+        for name in adapter
         if (match := re.search(r"\.(\d+)\.gated_cross_attn_layer\.", name))
     ]
     if not layers:
