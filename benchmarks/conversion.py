@@ -92,7 +92,8 @@ def checkpoint_shapes(facts: dict[str, Any]) -> Shapes:
         decoder=type(base)(**{**vars(base), **rows}),
         fusion=GatedCrossAttentionConfig(interval=INTERVAL),
     )
-    return torch_shapes(make_plan(model_graph(config).shapes(), config, all_rows(family, config)))
+    rows = all_rows(family, config)
+    return torch_shapes(make_plan(model_graph(config).shapes(), rows, config.locate))
 
 
 def write_checkpoint(path: Path, shapes: Shapes) -> None:

@@ -24,7 +24,7 @@ from flamingo_jax.weights.views import export, make_plan
 def original_tensors(config: ModelConfig, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Weights by our paths → float32 by the original's names."""
     family = family_of(_mpt_config(config).to_dict())
-    plan = make_plan(params, config, all_rows(family, config))
+    plan = make_plan(params, all_rows(family, config), config.locate)
     return {name: make() for name, make in export(plan, params, np.float32).items()}
 
 

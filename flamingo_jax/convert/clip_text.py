@@ -10,7 +10,7 @@ from flamingo_jax.errors import UserError
 from flamingo_jax.models.clip import ClipConfig, TextConfig
 from flamingo_jax.models.params import Params
 from flamingo_jax.weights.readers import read_json, read_weights
-from flamingo_jax.weights.views import LazyArray, Tensors, check, leaves, locate_in_tower, make_plan
+from flamingo_jax.weights.views import LazyArray, Tensors, check, leaves, make_plan
 
 # A text tower's tensors, as OpenAI and OpenCLIP, and as transformers names them; and the others.
 TEXT_NAMES = {
@@ -80,12 +80,12 @@ def clip_leaves(
       UserError: a tensor is missing, left over or of a wrong shape.
     """
     taken: dict[str, LazyArray] = {}
-    for head, layers, rows, tensors in (
-        ("vision", config.vision.num_layers, clip.ROWS[names](config.vision), vision),
-        ("text", config.text.num_layers, clip.TEXT_ROWS[names](config.text), text),
+    for head, rows, tensors in (
+        ("vision", clip.ROWS[names](config.vision), vision),
+        ("text", clip.TEXT_ROWS[names](config.text), text),
     ):
         part = {path: leaf for path, leaf in shapes.items() if path.startswith(f"{head}/")}
-        plan = make_plan(part, layers, rows, locate_in_tower)
+        plan = make_plan(part, rows, config.locate)
         check(plan, tensors, f"the {head} tower in {source}")
         taken |= leaves(plan, tensors)
     return taken

@@ -66,7 +66,7 @@ def openflamingo_tensors(directory: ModelDirectory, whole: bool) -> Makers:
 
 def _makers(directory: ModelDirectory, rows: NameTable, prefix: str) -> Makers:
     shapes = {p: leaf for p, leaf in directory.leaves.items() if p.startswith(prefix)}
-    plan = make_plan(shapes, directory.config, rows)
+    plan = make_plan(shapes, rows, directory.config.locate)
     arrays = {path: leaf.views[0] for path, leaf in shapes.items()}
     return export(plan, arrays, jnp.dtype(directory.config.dtype))
 
@@ -117,7 +117,7 @@ def export_hf(directory: ModelDirectory, out: Path) -> None:
     entries = {}
     for component, (prefix, rows, _) in components.items():
         shapes = {p: leaf for p, leaf in directory.leaves.items() if p.startswith(prefix)}
-        sizes = torch_shapes(make_plan(shapes, config, rows))
+        sizes = torch_shapes(make_plan(shapes, rows, config.locate))
         entries[component] = {
             name: Entry(sizes[name], dtype, partial(_one_piece, make))
             for name, make in _makers(directory, rows, prefix).items()

@@ -247,7 +247,8 @@ def _leaves(model: TorchModel, config: ModelConfig) -> dict[str, LazyArray]:
         groups.append((ADAPTER, adapter_rows, components.adapter, "OpenFlamingo's part"))
     taken: dict[str, LazyArray] = {}
     for prefixes, rows, tensors, what in groups:
-        plan = make_plan({p: s for p, s in shapes.items() if p.startswith(prefixes)}, config, rows)
+        own = {path: leaf for path, leaf in shapes.items() if path.startswith(prefixes)}
+        plan = make_plan(own, rows, config.locate)
         check(plan, tensors, what)
         taken |= leaves(plan, tensors)
     if not components.adapter:

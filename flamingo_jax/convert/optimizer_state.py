@@ -62,7 +62,7 @@ def read_adam_state(
     counts = {int(entry["step"]) for entry in entries}
     if len(counts) != 1:
         raise UserError(f"{checkpoint}: parameters were updated {sorted(counts)} times, not alike")
-    plan = make_plan(trained, config, all_rows(family, config))
+    plan = make_plan(trained, all_rows(family, config), config.locate)
     moments = []
     for key in ("exp_avg", "exp_avg_sq"):
         tensors: Tensors = {

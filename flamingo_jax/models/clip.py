@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from flamingo_jax.models.layers import LayerNorm, Linear, stack
 from flamingo_jax.models.text import Text, TokenLayout
-from flamingo_jax.models.transformer import Block, BlockConfig, LayerStack
+from flamingo_jax.models.transformer import Block, BlockConfig, LayerStack, locate
 from flamingo_jax.models.vision.clip import ClipVisionConfig, VisionTransformer
 from flamingo_jax.ops.attention import CausalRows
 
@@ -43,6 +43,12 @@ class ClipConfig:
         widths = self.vision.projection_width, self.text.projection_width
         if widths[0] != widths[1]:
             raise ValueError(f"the towers' projections are {widths[0]} and {widths[1]} wide")
+
+    def locate(self, path: str) -> tuple[str, range | None]:
+        """Returns what `ModelConfig.locate` does."""
+        tower, _, own = path.partition("/")
+        own, numbers = locate(own, getattr(self, tower).num_layers)
+        return f"{tower}/{own}", numbers
 
 
 class TextTransformer(nnx.Module):

@@ -251,6 +251,25 @@ def in_order(groups: Sequence[StackT], tail: StackT | None) -> list[StackT]:
     return entries + [entry(tail, i) for i in range(0 if tail is None else count(tail))]
 
 
+def locate(path: str, num_layers: int, interval: int = 1) -> tuple[str, range | None]:
+    """Returns a parameter's path without its layer, and the numbers of the layers stacked in it.
+
+    Args:
+      path: below a module whose layers are `layers` (or, in groups, `layers/0`, …) and `tail`.
+      num_layers: of the module.
+      interval: layers in a group, see `LayerStack`.
+    """
+    stack, _, rest = path.partition("/")
+    if stack == "tail":
+        return f"layer/{rest}", layer_numbers(num_layers, interval, None)
+    if stack != "layers":
+        return path, None
+    position, _, below = rest.partition("/")
+    if position.isdecimal():
+        return f"layer/{below}", layer_numbers(num_layers, interval, int(position))
+    return f"layer/{rest}", range(num_layers)
+
+
 def layer_numbers(num_layers: int, interval: int, position: int | None) -> range:
     """Returns the numbers of the layers that `groups[position]` holds; None: that `tail` holds."""
     whole = num_layers - num_layers % interval

@@ -16,7 +16,7 @@ from flamingo_jax.models.decoder import Decoder, DecoderConfig
 from flamingo_jax.models.fusion.gated_cross_attention import GatedCrossAttentionConfig, Images
 from flamingo_jax.models.matmuls import Account, BatchSize
 from flamingo_jax.models.text import Text, TokenLayout
-from flamingo_jax.models.transformer import LayerStack
+from flamingo_jax.models.transformer import LayerStack, layer_numbers, locate
 from flamingo_jax.models.vision.clip import ClipVisionConfig
 from flamingo_jax.parallel.mesh import constrain_batch, map_rows
 from flamingo_jax.parallel.remat import RematPolicy
@@ -55,6 +55,23 @@ class ModelConfig:
         if self.max_logits_mib < 1:
             raise ValueError(f"max_logits_mib is {self.max_logits_mib}, it must be at least 1")
         self.fusion.check(self.decoder)
+
+    def locate(self, path: str) -> tuple[str, range | None]:
+        """Returns a parameter's path without its layer, and the numbers of the layers stacked in
+        it; None: it is in none.
+
+        A block that is inserted before a decoder layer bears the number of that layer.
+        """
+        part, _, own = path.partition("/")
+        interval, num_layers = self.fusion.interval, self.decoder.num_layers
+        if part == self.fusion.parameters:
+            return path, layer_numbers(num_layers, interval, interval - 1)
+        if part == self.decoder.parameters:
+            own, numbers = locate(own, num_layers, interval)
+        else:
+            is_encoder = part == self.encoder.parameters
+            own, numbers = locate(own, (self.encoder if is_encoder else self.connector).num_layers)
+        return f"{part}/{own}", numbers
 
     def accounts(self, size: BatchSize) -> tuple[Account, ...]:
         """Returns what every part says of its matmuls, in the order in which gradients flow."""

@@ -15,7 +15,6 @@ import numpy as np
 from jaxtyping import Shaped
 
 from flamingo_jax.errors import UserError
-from flamingo_jax.models.vlm import ModelConfig
 from flamingo_jax.weights.copying import copied, copy_into, fresh
 
 Tensors = dict[str, np.ndarray]  # by torch name; memory-mapped where they come from a file
@@ -96,54 +95,25 @@ class ParamSource:
 Plan = dict[str, ParamSource]  # by our path
 
 
-def locate(path: str, config: ModelConfig) -> tuple[str, tuple[int, ...] | None]:
-    """Returns (path without the layer, layers stacked in this parameter in order or None).
-
-    Layers are numbered as the torch model numbers them; a cross-attention bears the number of the
-    decoder layer it stands before.
-    """
-    interval, num_layers = config.fusion.interval, config.decoder.num_layers
-    whole = num_layers - num_layers % interval
-    head, _, rest = path.partition("/")
-    if head == "cross_attention":
-        return path, tuple(range(interval - 1, num_layers, interval))
-    if head == "decoder" and rest.startswith("tail/"):
-        return f"decoder/layer/{rest.removeprefix('tail/')}", tuple(range(whole, num_layers))
-    if head == "decoder" and rest.startswith("layers/"):
-        _, position, rest = rest.split("/", 2)
-        return f"decoder/layer/{rest}", tuple(range(int(position), whole, interval))
-    towers = {"vision": config.encoder.num_layers, "resampler": config.connector.num_layers}
-    return locate_in_tower(path, towers.get(head, 0))
-
-
-def locate_in_tower(path: str, num_layers: int) -> tuple[str, tuple[int, ...] | None]:
-    """Does as `locate`, in a model with one stack of layers per head of the path."""
-    head, _, rest = path.partition("/")
-    if rest.startswith("layers/"):
-        return f"{head}/layer/{rest.removeprefix('layers/')}", tuple(range(num_layers))
-    return path, None
-
-
 def make_plan(
     shapes: Mapping[str, Any],
-    config: Any,
     rows: NameTable,
-    find: Callable[[str, Any], tuple[str, tuple[int, ...] | None]] = locate,
+    locate: Callable[[str], tuple[str, Iterable[int] | None]],
 ) -> Plan:
     """Returns where every parameter comes from.
 
     Args:
       shapes: path → anything with `.shape`, of the model's parameters.
-      config: of the model, for `find`.
       rows: the table of its family.
-      find: tells which layers a parameter stacks; by default, in a Flamingo.
+      locate: path → (path without the layer, numbers of the layers stacked in it, or None),
+        see `ModelConfig.locate`.
 
     Raises:
       UserError: parameters that this family's table does not have, all named.
     """
     plan, unknown = {}, []
     for path, leaf in shapes.items():
-        key, layers = find(path, config)
+        key, layers = locate(path)
         if key not in rows:
             unknown.append(path)
             continue

@@ -98,7 +98,8 @@ def load(name: str) -> Golden:
     params = {p: jnp.asarray(leaf.read(np.float32)) for p, leaf in imported.leaves.items()}
     with np.load(folder / "golden.npz") as archive:
         arrays = dict(archive)
-    plan = make_plan(graph.shapes(), imported.config, all_rows(imported.family, imported.config))
+    rows = all_rows(imported.family, imported.config)
+    plan = make_plan(graph.shapes(), rows, imported.config.locate)
     return Golden(name, folder, arrays, imported, graph, plan, params)
 
 
