@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmarks.measuring import allow_tf32
 from benchmarks.train_step_rows import Data, make_batch
-from flamingo_jax.train.config import Config
+from flamingo_jax.train.config import TrainConfig
 
 PARTS = ("vision", "resampler", "layers", "head_and_loss", "update")
 Call = Callable[[], Any]
@@ -24,7 +24,7 @@ Call = Callable[[], Any]
 class Ours:
     """This project's training step, on one device."""
 
-    def __init__(self, config: Config, data: Data):
+    def __init__(self, config: TrainConfig, data: Data):
         import jax
 
         from flamingo_jax.parallel.sharding import to_device
@@ -111,7 +111,7 @@ class Ours:
         return {name: lambda f=f: jax.block_until_ready(f()) and None for name, f in calls.items()}
 
 
-def write_arrays(config: Config, path: Path) -> None:
+def write_arrays(config: TrainConfig, path: Path) -> None:
     """The initial weights, as the original names them."""
     import jax
 
@@ -129,7 +129,7 @@ class Original:
     Another process draws the weights, so that no memory of JAX is counted as PyTorch's.
     """
 
-    def __init__(self, config: Config, data: Data, device: str):
+    def __init__(self, config: TrainConfig, data: Data, device: str):
         import torch
 
         from benchmarks.torch_training import TorchTraining, to_torch
@@ -180,7 +180,7 @@ def memory(device: str, field: str) -> int:
     raise OSError(f"/proc/self/status has no {field}")
 
 
-def serve(side: str, config: Config, data: Data, device: str) -> None:
+def serve(side: str, config: TrainConfig, data: Data, device: str) -> None:
     """Builds one side; then each line of standard input names what is to be run and timed.
 
     What libraries print goes to standard error, so that every line of standard output is an answer.

@@ -12,7 +12,7 @@ from flamingo_jax.parallel.sharding import batch_sharding
 from flamingo_jax.plan.hlo import HloProgram
 from flamingo_jax.plan.targets import Target
 from flamingo_jax.runtime.chips import GIB
-from flamingo_jax.train.config import Config
+from flamingo_jax.train.config import TrainConfig
 from flamingo_jax.train.flops import PartFlops, step_flops
 from flamingo_jax.train.kernels import attention_kernels
 from flamingo_jax.train.program import Program, batch_shapes, build_program
@@ -99,7 +99,7 @@ class StepCost:
         return asdict(self)
 
 
-def measure(config: Config, target: Target, efficiency: float = 0.4) -> StepCost:
+def measure(config: TrainConfig, target: Target, efficiency: float = 0.4) -> StepCost:
     """Compile the training step of this config for a machine, and account for it.
 
     Raises:
@@ -150,7 +150,7 @@ def readable_hlo(compiled: jax.stages.Compiled) -> HloProgram | None:
     return HloProgram(text) if text else None
 
 
-def abstract_arguments(config: Config, program: Program) -> tuple[Any, Any, Any]:
+def abstract_arguments(config: TrainConfig, program: Program) -> tuple[Any, Any, Any]:
     """State, frozen parameters and batch of the step: shapes that know where they lie."""
 
     def placed(shapes: Any, shardings: Any) -> Any:

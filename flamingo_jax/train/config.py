@@ -29,7 +29,7 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class TrainConfig:
     """One training run. Everything that changes its numbers is here; paths are not."""
 
     model: ModelConfig
@@ -84,16 +84,16 @@ class Config:
             raise ValueError("streams is empty: a run needs at least one stream of examples")
 
 
-def read_config(path: Path) -> Config:
+def read_config(path: Path) -> TrainConfig:
     """Reads the `config.json` of a run, of an earlier version too. UserError: it is damaged."""
     values = read_json(path)
-    return build(Config, {**values, "model": upgraded(values["model"])}, str(path))
+    return build(TrainConfig, {**values, "model": upgraded(values["model"])}, str(path))
 
 
 def complete(values: dict[str, Any]) -> dict[str, Any]:
     """Writes every default out, those of the streams' sources and of the evaluation's tasks
     included, so that all may be overridden."""
-    whole = dump(build(Config, values))
+    whole = dump(build(TrainConfig, values))
     for name, stream in whole["streams"].items():
         source = SOURCES[stream["source"]]
         options: Any = build(source, stream["options"], f"config.streams.{name}.options")

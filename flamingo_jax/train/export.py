@@ -14,7 +14,7 @@ from flamingo_jax.models.params import Params, cast, init_params, model_graph, s
 from flamingo_jax.text.growing import PAD
 from flamingo_jax.text.tokenizer import TextTokens
 from flamingo_jax.train.checkpoint import Checkpointer, check_frozen
-from flamingo_jax.train.config import Config, read_config
+from flamingo_jax.train.config import TrainConfig, read_config
 from flamingo_jax.train.fingerprint import fingerprints
 from flamingo_jax.weights.model_directory import Provenance, open_directory, write_directory
 from flamingo_jax.weights.views import LazyArray
@@ -61,7 +61,7 @@ def _leaf(value: Any) -> LazyArray:
     return LazyArray(value.shape, (np.asarray(value),), stacked=False)
 
 
-def _frozen(config: Config, paths: list[str]) -> dict[str, LazyArray]:
+def _frozen(config: TrainConfig, paths: list[str]) -> dict[str, LazyArray]:
     if not paths:
         return {}
     if config.init_from:

@@ -15,7 +15,7 @@ from flamingo_jax.models.vlm import ModelConfig
 from flamingo_jax.ops.attention_xla import causal_blocks
 from flamingo_jax.ops.grouped_attention import num_slots
 from flamingo_jax.parallel.fsdp import RematPolicy, policy_for_new_modules
-from flamingo_jax.train.config import Config
+from flamingo_jax.train.config import TrainConfig
 
 Part = Literal["vision", "resampler", "cross_attention", "lm", "head"]
 FRAMES = 1  # per image, in every stream
@@ -63,7 +63,7 @@ class StepFlops:
         return sum(part.recomputed for part in self.by_part.values())
 
 
-def step_flops(config: Config) -> StepFlops:
+def step_flops(config: TrainConfig) -> StepFlops:
     """FLOPs of one update by this config: every stream's batch, all micro-batches."""
     shapes = {path: leaf.shape for path, leaf in model_graph(config.model).shapes().items()}
     trained = select(shapes, config.trainable)

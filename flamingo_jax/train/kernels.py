@@ -17,11 +17,11 @@ from flamingo_jax.ops.attention import (
     device_in_force,
 )
 from flamingo_jax.ops.attention_xla import CausalRows, causal_mask
-from flamingo_jax.train.config import Config
+from flamingo_jax.train.config import TrainConfig
 from flamingo_jax.train.flops import FRAMES
 
 
-def attention_kernels(config: Config, mesh: Mesh) -> str:
+def attention_kernels(config: TrainConfig, mesh: Mesh) -> str:
     """Every part's kernel in one line, and why it is not the best of these devices."""
     with jax.set_mesh(mesh):
         device = device_in_force()
@@ -31,7 +31,7 @@ def attention_kernels(config: Config, mesh: Mesh) -> str:
     return "attention: " + "; ".join(f"{', '.join(p)}: {kernel}" for kernel, p in parts.items())
 
 
-def attention_calls(config: Config) -> Iterator[tuple[str, Call, AttentionChoice]]:
+def attention_calls(config: TrainConfig) -> Iterator[tuple[str, Call, AttentionChoice]]:
     """The self-attentions of a training step, and the resampler's."""
     model, streams = config.model, config.streams.values()
     vision, resampler, decoder = model.encoder, model.connector, model.decoder

@@ -17,7 +17,7 @@ from flamingo_jax.parallel import multihost
 from flamingo_jax.parallel.sharding import host_part, to_device
 from flamingo_jax.schema import dump
 from flamingo_jax.train.checkpoint import Checkpointer, check_frozen, check_same_run
-from flamingo_jax.train.config import Config
+from flamingo_jax.train.config import TrainConfig
 from flamingo_jax.train.feed import DevicePrefetcher
 from flamingo_jax.train.few_shot import check_few_shot, delete_results_after, few_shot
 from flamingo_jax.train.fingerprint import fingerprints
@@ -36,7 +36,7 @@ FAILED = 64  # a vote beside the signals' numbers
 
 
 def train(
-    config: Config,
+    config: TrainConfig,
     workdir: Path,
     devices: list[jax.Device] | None = None,
     start_up: StartupTimer | None = None,

@@ -23,7 +23,7 @@ from flamingo_jax.models.params import (
 from flamingo_jax.models.vlm import ModelConfig
 from flamingo_jax.parallel.mesh import TENSOR_AXIS, make_mesh, row_shards
 from flamingo_jax.parallel.sharding import parameter_spec, tree_shardings
-from flamingo_jax.train.config import Config
+from flamingo_jax.train.config import TrainConfig
 from flamingo_jax.train.optimizer import make_optimizer
 from flamingo_jax.train.step import TrainState, init_state, make_train_step
 
@@ -53,7 +53,7 @@ class Program:
     train_step: Any
 
 
-def build_program(config: Config, devices: list[jax.Device] | None = None) -> Program:
+def build_program(config: TrainConfig, devices: list[jax.Device] | None = None) -> Program:
     """The step of this config on these devices (default: all), without its data.
 
     Raises:
@@ -120,7 +120,7 @@ def _compiler_options(mesh: Mesh) -> dict[str, bool | str]:
     }
 
 
-def batch_shapes(config: Config) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+def batch_shapes(config: TrainConfig) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
     """Shapes of one update's batch of every stream, over all devices."""
     size = config.model.encoder.image_size
     shapes = {}
@@ -146,7 +146,7 @@ def errors_prefixed(key: str) -> Iterator[None]:
 
 
 def _random_state(
-    config: Config,
+    config: TrainConfig,
     trained: frozenset[str],
     optimizer: optax.GradientTransformation,
     key: jax.Array,
@@ -173,7 +173,7 @@ def _check_heads(model: ModelConfig, size: int) -> None:
             )
 
 
-def _check_rows(config: Config) -> None:
+def _check_rows(config: TrainConfig) -> None:
     """Learned positions begin anew with each document of a row, those of images do not."""
     for name, stream in config.streams.items():
         with errors_prefixed(f"config.streams.{name}.text_length"):
@@ -182,7 +182,7 @@ def _check_rows(config: Config) -> None:
             config.model.connector.check_media(stream.row_images)
 
 
-def _check_batch_sizes(config: Config, row_parts: int) -> None:
+def _check_batch_sizes(config: TrainConfig, row_parts: int) -> None:
     parts = row_parts * config.accumulation_steps
     for name, stream in config.streams.items():
         if stream.batch_size % parts:

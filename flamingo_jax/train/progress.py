@@ -10,7 +10,7 @@ import jax
 from flamingo_jax.errors import UserError
 from flamingo_jax.parallel import multihost
 from flamingo_jax.train.compilations import Compilations
-from flamingo_jax.train.config import Config
+from flamingo_jax.train.config import TrainConfig
 from flamingo_jax.train.metrics import MetricWriter, floats
 from flamingo_jax.train.setup import Run
 from flamingo_jax.train.speed import Throughput, seconds_at_peak
@@ -94,7 +94,7 @@ class Progress:
         self._compiled.close()
 
 
-def _per_step(config: Config) -> dict[str, int]:
+def _per_step(config: TrainConfig) -> dict[str, int]:
     """What a step consumes; tokens and images are places of the rows, padding included."""
     streams = config.streams.values()
     return {

@@ -13,7 +13,7 @@ from flamingo_jax.data.tokenizer import load_tokenizer
 from flamingo_jax.errors import UserError
 from flamingo_jax.models.params import ModelGraph, Params
 from flamingo_jax.text.tokenizer import TextTokens
-from flamingo_jax.train.config import Config
+from flamingo_jax.train.config import TrainConfig
 from flamingo_jax.train.program import build_program
 from flamingo_jax.train.step import TrainState, init_state
 from flamingo_jax.weights.model_directory import ModelDirectory, open_directory, place
@@ -31,7 +31,7 @@ class Run:
       train_step: jitted (state, frozen, batch) → (state, metrics); consumes `state`.
     """
 
-    config: Config
+    config: TrainConfig
     mesh: Mesh
     graph: ModelGraph
     trained: frozenset[str]
@@ -56,7 +56,7 @@ class Run:
         )
 
 
-def set_up(config: Config, devices: list[jax.Device] | None = None) -> Run:
+def set_up(config: TrainConfig, devices: list[jax.Device] | None = None) -> Run:
     """Check a config against itself, the data and the devices, before anything is computed.
 
     Raises:
@@ -102,7 +102,7 @@ def set_up(config: Config, devices: list[jax.Device] | None = None) -> Run:
     )
 
 
-def _open_model(config: Config, shapes: Params) -> ModelDirectory:
+def _open_model(config: TrainConfig, shapes: Params) -> ModelDirectory:
     """UserError: no model directory, or one of another model."""
     opened = open_directory(config.init_from)
     differing = sorted(

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from flamingo_jax.runtime.chips import CHIPS, GIB
-from flamingo_jax.train.config import Config
+from flamingo_jax.train.config import TrainConfig
 from flamingo_jax.train.flops import step_flops
 
 # A word of what JAX calls a device → the chip; "v5" without more is v5p.
@@ -113,7 +113,7 @@ class Throughput:
                 file.write(json.dumps(line) + "\n")
 
 
-def seconds_at_peak(config: Config, devices: Sequence[jax.Device]) -> float | None:
+def seconds_at_peak(config: TrainConfig, devices: Sequence[jax.Device]) -> float | None:
     """How long a step would take if all devices did its matmuls at their peak; None: unknown chips.
 
     What rematerialisation computes a second time is not counted (arXiv 2204.02311); nor is the

@@ -17,7 +17,7 @@ from flamingo_jax.data.pipeline import DataConfig, StepSource, StreamConfig, bat
 from flamingo_jax.data.tokenizer import load_tokenizer
 from flamingo_jax.errors import UserError
 from flamingo_jax.schema import build
-from flamingo_jax.train.config import Config
+from flamingo_jax.train.config import TrainConfig
 from flamingo_jax.train.loop import train
 from flamingo_jax.train.metrics import read_metrics
 from tests import tiny
@@ -36,7 +36,7 @@ def bad_records(path: Path) -> list[dict]:
 
 
 @pytest.fixture
-def config(tmp_path) -> Config:
+def config(tmp_path) -> TrainConfig:
     """The tiny run with its shapes, so that its compiled program is shared; six batches of eight
     pairs are one epoch."""
     values = tiny.get_config()
@@ -50,7 +50,7 @@ def config(tmp_path) -> Config:
     for name, source in (("pairs", "pairs"), ("interleaved", "mmc4")):
         values.streams[name].source = source
         values.streams[name].options = shards[source]
-    return build(Config, values.to_dict())
+    return build(TrainConfig, values.to_dict())
 
 
 def test_training_goes_on_over_bad_records(config, tmp_path):

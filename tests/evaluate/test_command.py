@@ -17,7 +17,7 @@ from flamingo_jax.evaluate import __main__ as command
 from flamingo_jax.evaluate.command import few_shot
 from flamingo_jax.schema import build
 from flamingo_jax.train import few_shot as in_training
-from flamingo_jax.train.config import Config
+from flamingo_jax.train.config import TrainConfig
 from flamingo_jax.train.loop import train
 from flamingo_jax.train.metrics import read_metrics
 from flamingo_jax.train.setup import set_up
@@ -140,7 +140,7 @@ def evaluated(tmp_path_factory):
         "evaluate_every": 2,
         "few_shot": {"tasks": {"digits": {}}, "shots": (0, 1), "num_samples": 10},
     }
-    config, workdir = build(Config, values), tmp_path_factory.mktemp("evaluated")
+    config, workdir = build(TrainConfig, values), tmp_path_factory.mktemp("evaluated")
     train(config, workdir, jax.devices()[:1])
     return config, workdir
 
@@ -215,5 +215,5 @@ def test_what_cannot_be_evaluated_is_told_before_training(name, tmp_path):
     few_shot = {"shots": (0, 1), "data_root": "nowhere", **settings}
     values = tiny.get_config().to_dict() | {"evaluate_every": 2, "few_shot": few_shot}
     with pytest.raises(UserError, match=message):
-        train(build(Config, values), tmp_path / "run", jax.devices()[:1])
+        train(build(TrainConfig, values), tmp_path / "run", jax.devices()[:1])
     assert not (tmp_path / "run").exists()

@@ -11,7 +11,7 @@ from flamingo_jax.plan import targets
 from flamingo_jax.plan.account import abstract_arguments, device_bytes, measure, readable_hlo
 from flamingo_jax.plan.report import CPU_NOTE, text
 from flamingo_jax.schema import build
-from flamingo_jax.train.config import Config
+from flamingo_jax.train.config import TrainConfig
 from flamingo_jax.train.program import build_program
 from tests import wide
 
@@ -22,15 +22,15 @@ GIB = 2**30
 def account():
     config = wide.get_config().to_dict()
     config["mesh"] = {"data": 2, "fsdp": 4}
-    return measure(build(Config, config), targets.open_target("cpu:8"))
+    return measure(build(TrainConfig, config), targets.open_target("cpu:8"))
 
 
 def test_arguments_are_those_of_the_arrays(account):
     """Against the arrays of a run on these devices, and against the compiler's account."""
     config = wide.get_config().to_dict()
     config["mesh"] = {"data": 2, "fsdp": 4}
-    program = build_program(build(Config, config))
-    state, frozen, batch = abstract_arguments(build(Config, config), program)
+    program = build_program(build(TrainConfig, config))
+    state, frozen, batch = abstract_arguments(build(TrainConfig, config), program)
     make = jax.jit(
         program.random_state,
         out_shardings=(program.state_shardings, program.frozen_shardings),

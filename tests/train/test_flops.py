@@ -10,7 +10,7 @@ from flamingo_jax.models.params import model_graph, select
 from flamingo_jax.plan.account import abstract_arguments
 from flamingo_jax.plan.hlo import HloProgram
 from flamingo_jax.schema import build
-from flamingo_jax.train.config import Config
+from flamingo_jax.train.config import TrainConfig
 from flamingo_jax.train.flops import step_flops
 from flamingo_jax.train.program import batch_shapes, build_program
 from flamingo_jax.train.step import stream_losses
@@ -20,17 +20,17 @@ from tests import tiny
 NEW = ("^resampler/", "^cross_attention/", "^decoder/embedding/new_rows$")
 
 
-def config_of(remat="none", trainable=NEW, **decoder) -> Config:
+def config_of(remat="none", trainable=NEW, **decoder) -> TrainConfig:
     """Widths large enough that the layers dominate, and a layer left over."""
     values = tiny.get_config().to_dict()
     values["model"]["encoder"].update(width=32)
     values["model"]["decoder"].update(width=32, num_layers=5, **decoder)
     values["model"]["remat"] = remat
     values["trainable"] = trainable
-    return build(Config, values)
+    return build(TrainConfig, values)
 
 
-def loss_of(config: Config):
+def loss_of(config: TrainConfig):
     """The loss of one update as a function of trained weights, frozen weights and batch; the shapes
     of these three."""
     graph = model_graph(config.model)
@@ -45,13 +45,13 @@ def loss_of(config: Config):
     return loss, (params, frozen, batch_shapes(config))
 
 
-def traced_flops(config: Config) -> float:
+def traced_flops(config: TrainConfig) -> float:
     """FLOPs of loss and gradient, from the program that computes them."""
     loss, shapes = loss_of(config)
     return jaxpr_flops(jax.jit(jax.grad(loss)).trace(*shapes).jaxpr)
 
 
-def compiled_flops(config: Config) -> float:
+def compiled_flops(config: TrainConfig) -> float:
     """FLOPs of the whole training step, as it is compiled for one device."""
     program = build_program(config, jax.devices()[:1])
     with jax.set_mesh(program.mesh):

@@ -12,7 +12,7 @@ from flamingo_jax.parallel.sharding import STACKED
 from flamingo_jax.plan.account import abstract_arguments
 from flamingo_jax.plan.hlo import HloProgram
 from flamingo_jax.schema import build
-from flamingo_jax.train.config import Config
+from flamingo_jax.train.config import TrainConfig
 from flamingo_jax.train.program import build_program
 from tests import tiny
 
@@ -25,7 +25,7 @@ def small():
         yield
 
 
-def config_of(remat: str) -> Config:
+def config_of(remat: str) -> TrainConfig:
     """Every kind of matrix has its own shape."""
     values = tiny.get_config().to_dict()
     model = values["model"]
@@ -35,7 +35,7 @@ def config_of(remat: str) -> Config:
     model["fusion"].update(interval=2, num_heads=2, head_dim=88)
     model["remat"] = remat
     values["mesh"] = {"data": 1, "fsdp": 8}
-    return build(Config, values)
+    return build(TrainConfig, values)
 
 
 @pytest.fixture(scope="module")

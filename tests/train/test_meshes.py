@@ -14,12 +14,12 @@ from flamingo_jax.parallel.sharding import to_device
 from flamingo_jax.schema import build
 from flamingo_jax.train import loop as training
 from flamingo_jax.train.checkpoint import Checkpointer
-from flamingo_jax.train.config import Config
+from flamingo_jax.train.config import TrainConfig
 from flamingo_jax.train.metrics import read_metrics
 from flamingo_jax.train.setup import set_up
 from tests import wide
 
-CONFIG = build(Config, wide.get_config().to_dict())
+CONFIG = build(TrainConfig, wide.get_config().to_dict())
 MESHES = {
     "1 device": MeshConfig(data=1),
     "4: fsdp": MeshConfig(data=1, fsdp=4),
@@ -29,7 +29,7 @@ MESHES = {
 HYBRID = "8: data 2 × fsdp 4"
 
 
-def config_and_devices(mesh: str, model: str = "") -> tuple[Config, list[jax.Device]]:
+def config_and_devices(mesh: str, model: str = "") -> tuple[TrainConfig, list[jax.Device]]:
     config = dataclasses.replace(CONFIG, mesh=MESHES[mesh], init_from=model)
     return config, jax.devices()[: int(mesh[0])]
 

@@ -10,14 +10,14 @@ import pytest
 from flamingo_jax.data.pipeline import StepSource
 from flamingo_jax.schema import build
 from flamingo_jax.train import loop as training
-from flamingo_jax.train.config import Config
+from flamingo_jax.train.config import TrainConfig
 from flamingo_jax.train.metrics import read_metrics
 from flamingo_jax.train.progress import Progress
 from flamingo_jax.train.setup import set_up
 from flamingo_jax.train.speed import read_ledger
 from tests import tiny
 
-CONFIG = build(Config, tiny.get_config().to_dict())
+CONFIG = build(TrainConfig, tiny.get_config().to_dict())
 
 
 def steps_and_events(monkeypatch) -> list[str]:

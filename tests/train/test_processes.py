@@ -17,7 +17,7 @@ import pytest
 
 from flamingo_jax.schema import build
 from flamingo_jax.train.checkpoint import Checkpointer
-from flamingo_jax.train.config import Config
+from flamingo_jax.train.config import TrainConfig
 from flamingo_jax.train.loop import train
 from flamingo_jax.train.metrics import read_metrics
 from flamingo_jax.train.setup import set_up
@@ -25,7 +25,7 @@ from tests import WITHOUT_TORCH, wide
 
 ROOT = Path(__file__).parents[2]
 CHANGES = {"num_steps": 16, "checkpoint_every": 4, "dead_after_seconds": 20}
-CONFIG = build(Config, wide.get_config().to_dict() | CHANGES)
+CONFIG = build(TrainConfig, wide.get_config().to_dict() | CHANGES)
 TIME_OUT = CONFIG.dead_after_seconds + 30.0  # within which the others end when one process is gone
 pytestmark = pytest.mark.slow
 

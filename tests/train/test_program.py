@@ -8,17 +8,17 @@ import pytest
 from flamingo_jax.data.packing import Packing
 from flamingo_jax.errors import UserError
 from flamingo_jax.schema import build
-from flamingo_jax.train.config import Config
+from flamingo_jax.train.config import TrainConfig
 from flamingo_jax.train.program import batch_shapes, build_program
 from tests import tiny
 
 
-def config(max_length: int, max_media: int, pack: Packing) -> Config:
+def config(max_length: int, max_media: int, pack: Packing) -> TrainConfig:
     """Documents of up to 14 tokens and 4 images, packed; see `tests/tiny.py`."""
     values = tiny.get_config()
     values.model.decoder.update(position="learned", max_length=max_length)
     values.model.connector.max_media = max_media
-    made = build(Config, values.to_dict())
+    made = build(TrainConfig, values.to_dict())
     interleaved = dataclasses.replace(made.streams["interleaved"], pack=pack)
     return dataclasses.replace(made, streams={**made.streams, "interleaved": interleaved})
 

@@ -5,7 +5,7 @@ import pytest
 
 from flamingo_jax.schema import build
 from flamingo_jax.train import speed
-from flamingo_jax.train.config import Config
+from flamingo_jax.train.config import TrainConfig
 from flamingo_jax.train.flops import step_flops
 from flamingo_jax.train.speed import Throughput, read_ledger, seconds_at_peak
 from tests import tiny
@@ -93,7 +93,7 @@ def test_the_ledger_survives_restarts_and_lost_steps_do_not_count(clock, tmp_pat
     [("NVIDIA A100-SXM4-40GB", 312e12), ("TPU v5 lite", 197e12), ("TPU v5", 459e12)],
 )
 def test_the_fastest_possible_step(kind, peak):
-    config = build(Config, tiny.get_config().to_dict())
+    config = build(TrainConfig, tiny.get_config().to_dict())
     device = SimpleNamespace(device_kind=kind)
     assert seconds_at_peak(config, [device] * 4) == step_flops(config).total / (4 * peak)
     assert seconds_at_peak(config, [SimpleNamespace(device_kind="cpu")]) is None

@@ -18,7 +18,7 @@ from flamingo_jax.parallel.mesh import MeshConfig
 from flamingo_jax.parallel.sharding import to_device
 from flamingo_jax.schema import build
 from flamingo_jax.train.checkpoint import Checkpointer
-from flamingo_jax.train.config import Config
+from flamingo_jax.train.config import TrainConfig
 from flamingo_jax.train.demo import evaluate
 from flamingo_jax.train.fingerprint import fingerprints
 from flamingo_jax.train.loop import train
@@ -29,7 +29,7 @@ from flamingo_jax.weights.views import LazyArray
 from tests import tiny
 from tests.train.test_checkpoint import files_no_larger_than
 
-CONFIG = build(Config, tiny.get_config().to_dict())
+CONFIG = build(TrainConfig, tiny.get_config().to_dict())
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def trained(tmp_path_factory):
     return workdir
 
 
-def final_params(workdir: Path, config: Config = CONFIG, devices=None):
+def final_params(workdir: Path, config: TrainConfig = CONFIG, devices=None):
     run = set_up(config, devices or jax.devices()[:1])
     with closing(Checkpointer(workdir)) as checkpointer:
         state, _ = checkpointer.restore(run.state_like())
@@ -104,7 +104,7 @@ def test_checkpoint_size_does_not_grow_with_the_frozen_model(trained, tmp_path):
     large.model.encoder.mlp_width = 4096
     large.model.decoder.mlp_width = 4096
     large.num_steps = large.checkpoint_every = 1
-    train(build(Config, large.to_dict()), tmp_path, jax.devices()[:1])
+    train(build(TrainConfig, large.to_dict()), tmp_path, jax.devices()[:1])
     frozen_bytes = 4 * 2 * 16 * 4096 * 2  # bfloat16 up and down kernels of four layers
     small_bytes = checkpoint_bytes(trained) / 2  # it kept two checkpoints
     assert checkpoint_bytes(tmp_path) < small_bytes + frozen_bytes / 10

@@ -11,7 +11,7 @@ from flamingo_jax.data.pipeline import StepSource
 from flamingo_jax.errors import UserError
 from flamingo_jax.parallel.mesh import MeshConfig
 from flamingo_jax.schema import build
-from flamingo_jax.train.config import Config
+from flamingo_jax.train.config import TrainConfig
 from flamingo_jax.train.loop import train
 from flamingo_jax.train.setup import set_up
 from flamingo_jax.train.speed import read_ledger
@@ -20,7 +20,7 @@ from tests.data.corpora import mmc4_samples, pair_samples, write_tar
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory) -> Config:
+def config(tmp_path_factory) -> TrainConfig:
     """Six steps of eight rows a stream: pairs are seen four times, documents eight times."""
     folder = tmp_path_factory.mktemp("corpora")
     values = tiny.get_config()
@@ -34,10 +34,10 @@ def config(tmp_path_factory) -> Config:
         "min_image_bytes": 0,
         "similarity_threshold": 0.0,
     }
-    return build(Config, values.to_dict())
+    return build(TrainConfig, values.to_dict())
 
 
-def cached(config: Config, folder: Path, gib: float = 1.0) -> Config:
+def cached(config: TrainConfig, folder: Path, gib: float = 1.0) -> TrainConfig:
     data = dataclasses.replace(config.data, vision_cache=str(folder), vision_cache_gib=gib)
     return dataclasses.replace(config, data=data)
 
@@ -96,7 +96,7 @@ def test_a_run_may_go_on_with_a_cache_and_without(config, plain, tmp_path):
     assert (tmp_path / "run/metrics.jsonl").read_text() == plain
 
 
-def stop_after(step: int, config: Config, workdir: Path) -> None:
+def stop_after(step: int, config: TrainConfig, workdir: Path) -> None:
     """Train, and undo what comes after a step."""
     train(config, workdir, jax.devices()[:1])
     for checkpoint in (workdir / "checkpoints").iterdir():
