@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> None:
                     out = Path(OUTPUT.value)
                     print(write_report([out], out / "report.html"))
     else:
-        print(demo.evaluate(cli.workdir()))
+        print(demo.evaluate(cli.workdir(), config and _chosen(config)))
 
 
 def _chosen(config: FewShotConfig) -> FewShotConfig:

@@ -16,7 +16,7 @@ from flamingo_jax.plan.account import StepCost, measure
 from flamingo_jax.plan.search import Search, cheapest_remat, largest_batch
 from flamingo_jax.plan.targets import open_target, prepare_backends
 from flamingo_jax.train.config import TrainConfig, complete
-from flamingo_jax.train.program import errors_prefixed
+from flamingo_jax.train.setup import errors_prefixed
 
 TOPOLOGY = flags.DEFINE_string(
     "topology", None, "the machine: a100-40gb:8, a100-80gb:64, h100:8, v5e:2x4, v5p:2x2x1, cpu:8, …"

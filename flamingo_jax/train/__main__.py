@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from flamingo_jax import cli
 from flamingo_jax.parallel import multihost
 from flamingo_jax.train.config import TrainConfig, complete
-from flamingo_jax.train.loop import train
+from flamingo_jax.train.loop import run
 from flamingo_jax.train.start_up import StartupTimer, process_began
 
 
@@ -18,7 +18,7 @@ def main(argv: Sequence[str]) -> None:
     config = cli.parse_config(argv, TrainConfig, complete)
     with multihost.initialized(config.dead_after_seconds):
         start_up.done("imports")
-        train(config, cli.workdir(), start_up=start_up)
+        run(config, cli.workdir(), start_up=start_up)
 
 
 if __name__ == "__main__":

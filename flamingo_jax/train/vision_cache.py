@@ -20,23 +20,23 @@ from flamingo_jax.data.pipeline import Batches
 from flamingo_jax.errors import UserError
 from flamingo_jax.models.params import Params
 from flamingo_jax.parallel.sharding import batch_sharding, parameter_spec, to_device
-from flamingo_jax.train.setup import Run
+from flamingo_jax.train.config import TrainConfig
+from flamingo_jax.train.setup import Setup
 
 VERSION = 1  # of what is kept
 VISION = "vision/"
 GIB = 2**30
 
 
-def check_vision_cache(run: Run) -> None:
-    """UserError: `config.data.vision_cache` is set, and does not go with this run."""
-    folder = run.config.data.vision_cache
+def check_vision_cache(folder: str, trained: frozenset[str]) -> None:
+    """UserError: `config.data.vision_cache` is set, and does not go with what is trained."""
     if not folder:
         return
-    trained = sorted(path for path in run.trained if path.startswith(VISION))
-    if trained:
+    changing = sorted(path for path in trained if path.startswith(VISION))
+    if changing:
         raise UserError(
             f"config.data.vision_cache is set, but config.trainable trains the vision encoder "
-            f"({trained[0]}), whose features change with every step: set one of them only"
+            f"({changing[0]}), whose features change with every step: set one of them only"
         )
     if jax.process_count() > 1:
         raise UserError(
@@ -67,23 +67,25 @@ class VisionCache:
       counters: how many images were encoded, and of how many the tokens were on disk.
     """
 
-    def __init__(self, run: Run, frozen: Params, fingerprints: Mapping[str, str]):
-        model = run.config.model
+    def __init__(
+        self, config: TrainConfig, setup: Setup, frozen: Params, fingerprints: Mapping[str, str]
+    ):
+        model = config.model
         self._encoded = self._found = 0
         self.counters: dict[str, Callable[[], int]] = {
             "images_encoded": lambda: self._encoded,
             "images_found": lambda: self._found,
         }
-        self._mesh = run.mesh
+        self._mesh = setup.mesh
         self._shape = (
             1,
             model.encoder.num_patches,
             model.encoder.width,
         )
         self._dtype = jnp.dtype(model.dtype)
-        self._size = min(stream.batch_size for stream in run.config.streams.values())
+        self._size = min(stream.batch_size for stream in config.streams.values())
         self._weights = {p: x for p, x in frozen.items() if p.startswith(VISION)}
-        self._fill = _program(run)
+        self._fill = _program(setup)
         self._unwritten: list[tuple[list[bytes], jax.Array]] = []
         facts = {
             "version": VERSION,
@@ -93,12 +95,12 @@ class VisionCache:
         }
         name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
         self._store = FeatureStore(
-            Path(run.config.data.vision_cache) / name,
+            Path(config.data.vision_cache) / name,
             record_bytes=int(np.prod(self._shape)) * self._dtype.itemsize,
-            max_bytes=int(run.config.data.vision_cache_gib * GIB),
+            max_bytes=int(config.data.vision_cache_gib * GIB),
         )
 
-    def place(self, batches: Batches) -> Any:
+    def put(self, batches: Batches) -> Any:
         """What `to_device` does, with `patches` (B, T, F, N, D) instead of `images`."""
         self._write()
         return {name: self._place(rows) for name, rows in batches.items()}
@@ -155,12 +157,12 @@ class VisionCache:
             self._store.close()
 
 
-def _program(run: Run) -> Any:
+def _program(setup: Setup) -> Any:
     """(weights, patches (B, T, F, N, D), images (C, 1, F, H, W, 3), source (B, T)) → the patches
     with image i's where `source` is i, and those of all images (C, F, N, D)."""
-    shapes = run.graph.shapes()
-    specs = {path: parameter_spec(path, leaf.shape, run.mesh) for path, leaf in shapes.items()}
-    graph = run.graph.sharded(specs)
+    shapes = setup.graph.shapes()
+    specs = {path: parameter_spec(path, leaf.shape, setup.mesh) for path, leaf in shapes.items()}
+    graph = setup.graph.sharded(specs)
     others = {path: leaf for path, leaf in shapes.items() if not path.startswith(VISION)}
 
     def fill(weights, patches, images, source):
@@ -169,5 +171,5 @@ def _program(run: Run) -> Any:
         where = source[..., None, None, None]
         return jnp.where(where < 0, patches, encoded[source]), encoded
 
-    rows = batch_sharding(run.mesh)
+    rows = batch_sharding(setup.mesh)
     return jax.jit(fill, out_shardings=(rows, rows), donate_argnums=1)

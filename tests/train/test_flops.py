@@ -7,12 +7,11 @@ import pytest
 from benchmarks.train_step_rows import run_config
 from flamingo_jax.data.packing import Packing
 from flamingo_jax.models.params import model_graph, select
-from flamingo_jax.plan.account import abstract_arguments
 from flamingo_jax.plan.hlo import HloProgram
 from flamingo_jax.schema import build
 from flamingo_jax.train.config import TrainConfig
 from flamingo_jax.train.flops import step_flops
-from flamingo_jax.train.program import batch_shapes, build_program
+from flamingo_jax.train.setup import set_up
 from flamingo_jax.train.step import stream_losses
 from flamingo_jax.train.traced_flops import jaxpr_flops
 from tests import tiny
@@ -42,7 +41,7 @@ def loss_of(config: TrainConfig):
     def loss(params, frozen, batch):
         return sum(stream_losses(graph, params, frozen, batch, dict.fromkeys(batch, 1.0)).values())
 
-    return loss, (params, frozen, batch_shapes(config))
+    return loss, (params, frozen, set_up(config, jax.devices()[:1]).batch_shapes)
 
 
 def traced_flops(config: TrainConfig) -> float:
@@ -53,9 +52,9 @@ def traced_flops(config: TrainConfig) -> float:
 
 def compiled_flops(config: TrainConfig) -> float:
     """FLOPs of the whole training step, as it is compiled for one device."""
-    program = build_program(config, jax.devices()[:1])
-    with jax.set_mesh(program.mesh):
-        traced = program.train_step.trace(*abstract_arguments(config, program))
+    setup = set_up(config, jax.devices()[:1])
+    with jax.set_mesh(setup.mesh):
+        traced = setup.train_step.trace(*setup.arguments)
     return HloProgram(traced.lower().compile().as_text()).dot_flops()
 
 

@@ -18,7 +18,7 @@ import pytest
 from flamingo_jax.schema import build
 from flamingo_jax.train.checkpoint import Checkpointer
 from flamingo_jax.train.config import TrainConfig
-from flamingo_jax.train.loop import train
+from flamingo_jax.train.loop import run
 from flamingo_jax.train.metrics import read_metrics
 from flamingo_jax.train.setup import set_up
 from tests import WITHOUT_TORCH, wide
@@ -99,7 +99,7 @@ def model(tmp_path_factory):
 @pytest.fixture(scope="module")
 def one_device(model, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("one_device")
-    train(dataclasses.replace(CONFIG, init_from=model), workdir, jax.devices()[:1])
+    run(dataclasses.replace(CONFIG, init_from=model), workdir, jax.devices()[:1])
     return workdir
 
 
@@ -132,7 +132,7 @@ def test_four_processes_give_the_losses_of_one_device(one_device, model, tmp_pat
 
 def final_state(workdir: Path):
     with closing(Checkpointer(workdir)) as checkpointer:
-        state, facts = checkpointer.restore(set_up(CONFIG, jax.devices()[:1]).state_like())
+        state, facts = checkpointer.restore(set_up(CONFIG, jax.devices()[:1]).state_shapes)
     assert facts["step"] == CONFIG.num_steps
     return state
 
@@ -182,7 +182,7 @@ RUNS_DRY = """
 import os
 from flamingo_jax import cli
 from flamingo_jax.data.pipeline import StepSource
-from flamingo_jax.train import main
+from flamingo_jax.train.__main__ import main
 
 read = StepSource.read
 
@@ -216,4 +216,4 @@ def test_a_process_that_hangs_ends_the_others_with_their_stacks(model, tmp_path)
     assert re.search(
         r"\[0\] process 0: step \d+ has taken more than 10 s; its threads", launch.output
     )
-    assert re.search(r'\[0\]   File ".*flamingo_jax/train.py", line \d+ in train', launch.output)
+    assert re.search(r'\[0\]   File ".*flamingo_jax/train/loop.py", line \d+ in run', launch.output)

@@ -41,9 +41,9 @@ def test_rates_and_shares_of_the_time(clock, tmp_path):
     facts.begin(1, {"compilation": 20})
     assert facts.facts(1) == {}
     clock.now += 6
-    with facts.paused_for("data"):
+    with facts.paused("data"):
         clock.now += 3
-    with facts.paused_for("save"):
+    with facts.paused("save"):
         clock.now += 1
     assert facts.facts(11) == pytest.approx(
         {
@@ -64,7 +64,7 @@ def test_time_beside_the_devices_work_is_not_lost(clock, tmp_path):
     facts = Throughput(tmp_path / "ledger", start=0, per_step={})
     facts.begin(1, {})
     for idle in (False, True):
-        with facts.paused_for("data", beside=SimpleNamespace(is_ready=lambda idle=idle: idle)):
+        with facts.paused("data", pending=SimpleNamespace(is_ready=lambda idle=idle: idle)):
             clock.now += 2
     assert facts.facts(2)["data_wait"] == pytest.approx(1 / 2)
 
