@@ -126,7 +126,7 @@ def _slurm_tasks(environment: Mapping[str, str]) -> int:
 
 
 def is_lead_process() -> bool:
-    """Whether this process logs, and writes what the processes share."""
+    """Tells whether this process logs, and writes what the processes share."""
     return jax.process_index() == 0
 
 
@@ -137,7 +137,7 @@ def print0(message: str) -> None:
 
 
 def any_process(flag: bool) -> bool:
-    """Whether the flag is set in any process. Waits for all of them."""
+    """Tells whether the flag is set in any process. Waits for all of them."""
     return bool(multihost_utils.process_allgather(flag).any())
 
 

@@ -21,7 +21,7 @@ from flamingo_jax.weights.views import LazyArray
 
 
 def write_run(workdir: Path, out: Path) -> int:
-    """Write the model of a run's latest checkpoint; gives its step.
+    """Writes the model of a run's latest checkpoint; returns its step.
 
     The data of the run is not needed. What it kept frozen is read from where it began: the model
     directory of `init_from`, or the random start that its seed gives.
@@ -76,7 +76,7 @@ def _frozen(config: TrainConfig, paths: list[str]) -> dict[str, LazyArray]:
 
 
 def _fingerprints(leaves: dict[str, LazyArray], dtype: str) -> dict[str, str]:
-    """As training takes them of its frozen weights; one weight in memory at a time."""
+    """Returns what training takes of its frozen weights, with one weight in memory at a time."""
     found: dict[str, str] = {}
     for path, leaf in leaves.items():
         found |= fingerprints({path: jnp.asarray(leaf.read(jnp.dtype(dtype)))})

@@ -82,7 +82,7 @@ def set_up(config: TrainConfig, devices: list[jax.Device] | None = None) -> Setu
     random_state = partial(_random_state, config, trained, optimizer)
     start = jax.eval_shape(random_state, jax.random.key(config.seed))
     state_shapes, frozen_shapes = _placed(start, tree_shardings(start, mesh))
-    batch = _batch_shapes(config)
+    batch = batch_shapes(config)
     step = make_train_step(
         graph.sharded({p: parameter_spec(p, leaf.shape, mesh) for p, leaf in shapes.items()}),
         optimizer,
@@ -139,7 +139,8 @@ def _compiler_options(mesh: Mesh) -> dict[str, bool | str]:
     }
 
 
-def _batch_shapes(config: TrainConfig) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+def batch_shapes(config: TrainConfig) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+    """Returns the shapes of one update's batch of every stream, over all devices."""
     size = config.model.encoder.image_size
     shapes = {}
     for name, stream in config.streams.items():

@@ -29,7 +29,7 @@ from flamingo_jax.ops.attention_xla import (
 from flamingo_jax.schema import build
 from flamingo_jax.train.config import TrainConfig
 from flamingo_jax.train.kernels import attention_calls, attention_kernels, compare_attention
-from flamingo_jax.train.setup import set_up
+from flamingo_jax.train.setup import batch_shapes
 from flamingo_jax.train.traced_flops import jaxpr_flops
 from tests import tiny
 
@@ -264,7 +264,7 @@ def test_the_log_names_what_the_step_uses(monkeypatch):
 
     monkeypatch.setattr(attention, "choose", recorded)
     graph = model_graph(config.model)
-    batch = set_up(config, jax.devices()[:1]).batch_shapes
+    batch = batch_shapes(config)
 
     def forward(params, batch):
         model, streams = graph.merge(params), batch.values()

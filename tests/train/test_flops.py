@@ -11,7 +11,7 @@ from flamingo_jax.plan.hlo import HloProgram
 from flamingo_jax.schema import build
 from flamingo_jax.train.config import TrainConfig
 from flamingo_jax.train.flops import step_flops
-from flamingo_jax.train.setup import set_up
+from flamingo_jax.train.setup import batch_shapes, set_up
 from flamingo_jax.train.step import stream_losses
 from flamingo_jax.train.traced_flops import jaxpr_flops
 from tests import tiny
@@ -41,7 +41,7 @@ def loss_of(config: TrainConfig):
     def loss(params, frozen, batch):
         return sum(stream_losses(graph, params, frozen, batch, dict.fromkeys(batch, 1.0)).values())
 
-    return loss, (params, frozen, set_up(config, jax.devices()[:1]).batch_shapes)
+    return loss, (params, frozen, batch_shapes(config))
 
 
 def traced_flops(config: TrainConfig) -> float:
