@@ -8,7 +8,7 @@ python -m flamingo_jax.evaluate --report=OUT,OUT
     one page of several results, into the first
 python -m flamingo_jax.evaluate --compare OUT OUT
     why two results differ, example by example
-python -m flamingo_jax.evaluate --workdir=DIR
+python -m flamingo_jax.evaluate --workdir=DIR [--config=configs/eval/digits.py]
     the digits demo: results.json, a plot and a picture of prompts into a run's directory
 """
 

@@ -49,9 +49,10 @@ def evaluate(workdir: Path, config: FewShotConfig | None = None) -> Path:
     """
     config = config or build(FewShotConfig, SETTINGS)
     if set(config.tasks) != {NAMING, BINDING} or len(config.seeds) != 1:
+        tasks = ", ".join(config.tasks) or "(none)"
         raise UserError(
-            f"--workdir is for the digits demo, which has the tasks {NAMING} and {BINDING} and one "
-            f"seed; the config has {', '.join(config.tasks) or 'none'} and {len(config.seeds)}: "
+            f"the config has the tasks {tasks} and {len(config.seeds)} "
+            f"seed(s), but --workdir is for the digits demo, of {NAMING}, {BINDING} and one seed: "
             "leave --config out, or give --config=configs/eval/digits.py"
         )
     model = _latest_model(workdir)
