@@ -142,9 +142,9 @@ def run_harness(table: report.Report, scans: int) -> None:
     from flamingo_jax.evaluate.inference import model_of_run
     from flamingo_jax.models.params import init_params, model_graph
     from flamingo_jax.schema import build
-    from flamingo_jax.train.config import Config
+    from flamingo_jax.train.config import TrainConfig
 
-    config = build(Config, digits.get_config().to_dict())
+    config = build(TrainConfig, digits.get_config().to_dict())
     params = jax.jit(lambda: init_params(config.model, jax.random.key(0)))()
     tokens = load_tokenizer(config.tokenizer, config.model.decoder.vocab_size)
     model = model_of_run(model_graph(config.model), params, tokens, None)

@@ -18,7 +18,7 @@ from flamingo_jax import cli
 from flamingo_jax.errors import UserError
 from flamingo_jax.evaluate.results import write_json
 from flamingo_jax.runtime.chips import CHIPS
-from flamingo_jax.train.config import Config, complete
+from flamingo_jax.train.config import TrainConfig, complete
 from flamingo_jax.train.roofline import Ceilings, PartFloor, floor_seconds, step_floor
 
 COLUMNS = ("TFLOP", "again", "GB weights", "GB activ.", "ms arithm.", "ms memory", "bound by")
@@ -97,7 +97,7 @@ def main(argv: Sequence[str]) -> None:
     source.add_argument("--ceilings", type=Path, help="what `benchmarks.ceilings --json` wrote")
     source.add_argument("--chip", choices=CHIPS, help="peaks of its data sheet instead")
     args = parser.parse_args([argument for argument in given if argument not in overrides])
-    config = cli.parse_config([program, *overrides], Config, complete)
+    config = cli.parse_config([program, *overrides], TrainConfig, complete)
     dtype = config.model.dtype
     ceilings = (
         measured_ceilings(args.ceilings, dtype)

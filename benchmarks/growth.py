@@ -22,13 +22,13 @@ from matplotlib.figure import Figure
 from flamingo_jax import cli
 from flamingo_jax.evaluate.results import write_json
 from flamingo_jax.parallel.mesh import MeshConfig
-from flamingo_jax.plan.account import abstract_arguments, device_bytes
+from flamingo_jax.plan.account import device_bytes
 from flamingo_jax.plan.targets import open_target, prepare_backends
 from flamingo_jax.runtime.chips import GIB
 from flamingo_jax.schema import build
-from flamingo_jax.train.config import Config
-from flamingo_jax.train.program import build_program
+from flamingo_jax.train.config import TrainConfig
 from flamingo_jax.train.roofline import OPTIMIZER, step_floor
+from flamingo_jax.train.setup import set_up
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 DEVICES, ROWS = 8, 8
@@ -54,10 +54,10 @@ COLORS = {
 NAMES = {"lm": "language model", "cross_attention": "cross-attention"}
 
 
-def config_of(text: int, images: int, model: str, remat: str) -> Config:
+def config_of(text: int, images: int, model: str, remat: str) -> TrainConfig:
     """A released model with one stream of interleaved rows."""
     values = runpy.run_path(str(CONFIGS / f"of{model}.py"))["get_config"]().to_dict()
-    config = build(Config, values)
+    config = build(TrainConfig, values)
     rows = dataclasses.replace(
         config.streams["mmc4"],
         batch_size=ROWS * DEVICES,
@@ -72,11 +72,11 @@ def config_of(text: int, images: int, model: str, remat: str) -> Config:
     )
 
 
-def cost(config: Config) -> dict[str, Any]:
+def cost(config: TrainConfig) -> dict[str, Any]:
     """TFLOP and GiB of one update on one of the devices."""
     floors = step_floor(config)
     floors.pop(OPTIMIZER)
-    arguments = abstract_arguments(config, build_program(config))
+    arguments = set_up(config).arguments
     tflop = {part: floor.flops / DEVICES / 1e12 for part, floor in floors.items()}
     recomputed = sum(floor.recomputed for floor in floors.values()) / DEVICES / 1e12
     kept = sum(floor.saved_bytes for floor in floors.values()) / DEVICES

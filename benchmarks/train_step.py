@@ -29,7 +29,7 @@ from benchmarks.train_step_rows import Data, run_config
 from benchmarks.train_step_sides import PARTS, serve
 from flamingo_jax.errors import UserError
 from flamingo_jax.parallel.remat import RematPolicy
-from flamingo_jax.train.config import Config
+from flamingo_jax.train.config import TrainConfig
 
 CORES = 2  # of a CPU, for either side
 AGREE = {"float32": 1e-4, "bfloat16": 3e-2}  # within this share
@@ -109,7 +109,11 @@ def compare_parts(table: report.Report, sides: dict[str, Side], turns: int) -> N
 
 
 def utilization(
-    table: report.Report, config: Config, size: str, seconds: dict[str, float], device: str | None
+    table: report.Report,
+    config: TrainConfig,
+    size: str,
+    seconds: dict[str, float],
+    device: str | None,
 ) -> None:
     """FLOPs of a step, the measured ceilings of matmuls, the share of ours that our step reaches,
     and the floor: the seconds of its FLOPs at the better ceiling, beside the original's step.

@@ -10,7 +10,7 @@ from flamingo_jax.data.examples import Example
 from flamingo_jax.data.packing import Packing, pack
 from flamingo_jax.data.streams import StreamConfig
 from flamingo_jax.parallel.remat import RematPolicy
-from flamingo_jax.train.config import Config
+from flamingo_jax.train.config import TrainConfig
 
 Data = Literal["full", "published"]
 
@@ -28,7 +28,7 @@ PACKED = {
 }
 
 
-def run_config(size: str, layers: int, rows: int, remat: RematPolicy, data: Data) -> Config:
+def run_config(size: str, layers: int, rows: int, remat: RematPolicy, data: Data) -> TrainConfig:
     """A run whose step is measured: 8 pairs and 4 documents, `rows` times as many; packed, where
     they do not fill their rows."""
     model = dataclasses.replace(model_config(size, layers), remat=remat)
@@ -49,12 +49,14 @@ def run_config(size: str, layers: int, rows: int, remat: RematPolicy, data: Data
         else:
             changes = {"batch_size": rows, "pack": PACKED[name]}
         streams[name] = dataclasses.replace(stream, **changes)
-    return Config(
+    return TrainConfig(
         model=model, tokenizer="", frozen_dtype=model.dtype, streams=streams, num_steps=1000
     )
 
 
-def make_batch(config: Config, data: Data, *, packed: bool) -> dict[str, dict[str, np.ndarray]]:
+def make_batch(
+    config: TrainConfig, data: Data, *, packed: bool
+) -> dict[str, dict[str, np.ndarray]]:
     """Random documents of every stream, each in a row of its own as the original pads it, or packed
     as the config says. Images are normalised floats (B, T, 1, H, W, 3)."""
     rng = np.random.default_rng(0)
@@ -73,7 +75,7 @@ def make_batch(config: Config, data: Data, *, packed: bool) -> dict[str, dict[st
 
 
 def _example(
-    config: Config, stream: StreamConfig, size: tuple[int, int], rng: np.random.Generator
+    config: TrainConfig, stream: StreamConfig, size: tuple[int, int], rng: np.random.Generator
 ) -> Example:
     """One document, its images spread evenly over the text, with padding after it."""
     (length, images), model, pixels = size, config.model, config.model.encoder.image_size

@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmarks.measuring import allow_tf32
 from benchmarks.train_step_rows import Data, make_batch
-from flamingo_jax.train.config import Config
+from flamingo_jax.train.config import TrainConfig
 
 PARTS = ("vision", "resampler", "layers", "head_and_loss", "update")
 Call = Callable[[], Any]
@@ -24,26 +24,26 @@ Call = Callable[[], Any]
 class Ours:
     """This project's training step, on one device."""
 
-    def __init__(self, config: Config, data: Data):
+    def __init__(self, config: TrainConfig, data: Data):
         import jax
 
         from flamingo_jax.parallel.sharding import to_device
-        from flamingo_jax.train.program import build_program
+        from flamingo_jax.train.setup import set_up, shardings
 
-        self.program = build_program(config, jax.devices()[:1])
+        self.setup = set_up(config, jax.devices()[:1])
         self.row_parts = [stream.row_parts for stream in config.streams.values()]
-        shardings = self.program.state_shardings, self.program.frozen_shardings
-        make = jax.jit(self.program.random_state, out_shardings=shardings)
+        where = shardings((self.setup.state_shapes, self.setup.frozen_shapes))
+        make = jax.jit(self.setup.random_state, out_shardings=where)
         self.state, self.frozen = make(jax.random.key(config.seed))
         make.clear_cache()
-        self.batch = to_device(make_batch(config, data, packed=True), self.program.mesh)
+        self.batch = to_device(make_batch(config, data, packed=True), self.setup.mesh)
 
     def step(self) -> dict[str, float]:
         import jax
         import optax
 
-        with jax.set_mesh(self.program.mesh):
-            step = self.program.train_step
+        with jax.set_mesh(self.setup.mesh):
+            step = self.setup.train_step
             self.state, metrics = step(self.state, self.frozen, self.batch)
         names = [*(f"loss/{stream}" for stream in self.batch), "grad_norm"]
         results = {name: float(metrics[name]) for name in names}
@@ -52,7 +52,7 @@ class Ours:
         return results
 
     def compiled_programs(self) -> int:
-        return self.program.train_step._cache_size()
+        return self.setup.train_step._cache_size()
 
     def parts(self) -> dict[str, Call]:
         """The step's parts, each alone: forward, and backward where there is a gradient."""
@@ -63,7 +63,7 @@ class Ours:
         from flamingo_jax.train.step import encode_images
 
         batch, params, parts = self.batch, self.state.params, self.row_parts
-        graph, frozen, optimizer = self.program.graph, self.frozen, self.program.optimizer
+        graph, frozen, optimizer = self.setup.graph, self.frozen, self.setup.optimizer
 
         def total(arrays):
             return sum(jnp.sum(x, dtype=jnp.float32) for x in arrays)
@@ -111,7 +111,7 @@ class Ours:
         return {name: lambda f=f: jax.block_until_ready(f()) and None for name, f in calls.items()}
 
 
-def write_arrays(config: Config, path: Path) -> None:
+def write_arrays(config: TrainConfig, path: Path) -> None:
     """The initial weights, as the original names them."""
     import jax
 
@@ -129,7 +129,7 @@ class Original:
     Another process draws the weights, so that no memory of JAX is counted as PyTorch's.
     """
 
-    def __init__(self, config: Config, data: Data, device: str):
+    def __init__(self, config: TrainConfig, data: Data, device: str):
         import torch
 
         from benchmarks.torch_training import TorchTraining, to_torch
@@ -180,7 +180,7 @@ def memory(device: str, field: str) -> int:
     raise OSError(f"/proc/self/status has no {field}")
 
 
-def serve(side: str, config: Config, data: Data, device: str) -> None:
+def serve(side: str, config: TrainConfig, data: Data, device: str) -> None:
     """Builds one side; then each line of standard input names what is to be run and timed.
 
     What libraries print goes to standard error, so that every line of standard output is an answer.
@@ -194,7 +194,7 @@ def serve(side: str, config: Config, data: Data, device: str) -> None:
     answers, sys.stdout = sys.stdout, sys.stderr
     import jax
 
-    from flamingo_jax.train import program  # noqa: F401
+    from flamingo_jax.train import setup  # noqa: F401
 
     if side == "original":
         import benchmarks.torch_training  # noqa: F401

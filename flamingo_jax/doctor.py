@@ -38,7 +38,7 @@ Result = tuple[bool, str]  # passed, and what was found
 
 
 def check_devices(expected: int | None) -> Result:
-    """As many devices on each host as on the others, and as many in all as expected."""
+    """Checks that each host has as many devices as the others, and all together as expected."""
     counts = [int(count) for count in np.ravel(gather(jax.local_device_count()))]
     total = sum(counts)
     found = f"{total} {jax.devices()[0].device_kind} on {len(counts)} process(es)"
@@ -51,7 +51,7 @@ def check_devices(expected: int | None) -> Result:
 
 
 def check_all_reduce(megabytes: int, minimum: float) -> Result:
-    """The sum over all devices is right, and as fast as wanted."""
+    """Checks that the sum over all devices is right, and as fast as wanted."""
     devices = jax.devices()
     mesh = Mesh(np.array(devices), ("all",), axis_types=(AxisType.Auto,))
     rows = NamedSharding(mesh, PartitionSpec("all"))
@@ -76,14 +76,15 @@ def check_all_reduce(megabytes: int, minimum: float) -> Result:
 
 
 def check_attention() -> Result:
-    """The attention kernel of these devices is about as near to float32 as plain attention is."""
+    """Checks that the attention kernel of these devices is about as near to float32 as plain
+    attention is."""
     kernel, distance, plain = compare_attention()
     found = f"{kernel} is {distance:.2%} from float32, plain attention {plain:.2%}"
     return distance <= 2 * plain, found
 
 
 def check_shared_directory(directory: Path) -> Result:
-    """Every process sees what every other wrote."""
+    """Checks that every process sees what every other wrote."""
     own = directory / f".doctor-{jax.process_index()}"
     token = int(gather(time.time_ns() % 2**31)[0])  # the first process's, for all
     reason = ""
@@ -108,7 +109,7 @@ def check_shared_directory(directory: Path) -> Result:
 
 
 def check_clocks(maximum: float) -> Result:
-    """Clocks of the hosts agree."""
+    """Checks that the clocks of the hosts agree."""
     gather(0)  # so that all read their clocks at about the same time
     now = time.time()
     # As two parts: devices compute in 32 bits.
@@ -120,7 +121,7 @@ def check_clocks(maximum: float) -> Result:
 
 
 def check_versions(own: dict[str, str] | None = None) -> Result:
-    """The same versions on all hosts."""
+    """Checks that all hosts have the same versions."""
     own = {name: importlib.metadata.version(name) for name in PACKAGES} if own is None else own
     reports = exchange({"python": platform.python_version(), **own})
     differing = {
@@ -135,7 +136,7 @@ def check_versions(own: dict[str, str] | None = None) -> Result:
 
 
 def gather(value: Any) -> np.ndarray:
-    """A small integer array of every process, the first axis being the process."""
+    """Gathers a small integer array of every process; the first axis is the process."""
     array = np.asarray(value, np.int32)
     if jax.process_count() == 1:
         return array[None]
@@ -143,7 +144,7 @@ def gather(value: Any) -> np.ndarray:
 
 
 def exchange(report: dict[str, Any]) -> list[dict[str, Any]]:
-    """A report of every process, in the order of the processes."""
+    """Gathers a report of every process, in the order of the processes."""
     encoded = json.dumps(report).encode()[:MESSAGE_BYTES].ljust(MESSAGE_BYTES)
     return [
         json.loads(row.astype(np.uint8).tobytes())
@@ -158,7 +159,7 @@ def _seconds(call: Callable[[], object]) -> float:
 
 
 def _unseen(directory: Path, token: int) -> list[int]:
-    """Processes whose file with this token does not show up in time."""
+    """Returns the processes whose file with this token does not show up in time."""
     deadline = time.monotonic() + SEEN_WITHIN_SECONDS
     missing = list(range(jax.process_count()))
     while missing:

@@ -100,13 +100,13 @@ def small():
 def model_dir(tmp_path_factory):
     """The model directory of a finished digits run, the smallest there is."""
     from flamingo_jax.schema import build
-    from flamingo_jax.train.config import Config
+    from flamingo_jax.train.config import TrainConfig
     from flamingo_jax.train.export import write_run
-    from flamingo_jax.train.loop import train
+    from flamingo_jax.train.loop import run
     from tests import tiny
 
     folder = tmp_path_factory.mktemp("trained")
-    train(build(Config, tiny.get_config().to_dict()), folder / "run", jax.devices()[:1])
+    run(build(TrainConfig, tiny.get_config().to_dict()), folder / "run", jax.devices()[:1])
     write_run(folder / "run", folder / "model")
     return folder / "model"
 

@@ -13,7 +13,7 @@ from flamingo_jax import cli
 from flamingo_jax.data.packing import Packing
 from flamingo_jax.errors import UserError
 from flamingo_jax.schema import build, dump
-from flamingo_jax.train.config import Config, complete
+from flamingo_jax.train.config import TrainConfig, complete
 from tests.test_schema import Linear, Model, Perceiver
 
 ROOMS = ["train", "evaluate", "convert", "plan", "generate", "serve", "inspect", "prepare"]
@@ -69,7 +69,7 @@ def test_a_task_has_its_settings_in_a_training_config(tmp_path):
     )
     given = f"--config={path}", "--config.few_shot.tasks.coco.folder=elsewhere"
     assert (
-        cli.parse_config(["train", *given], Config, complete).few_shot.tasks["coco"]["folder"]
+        cli.parse_config(["train", *given], TrainConfig, complete).few_shot.tasks["coco"]["folder"]
         == "elsewhere"
     )
     flags.FLAGS.unparse_flags()
@@ -78,7 +78,7 @@ def test_a_task_has_its_settings_in_a_training_config(tmp_path):
 def test_what_has_no_value_can_be_given_one():
     packing = "{'documents': 4, 'text_length': 56, 'images': 9, 'parts': 2}"
     pack = f"--config.streams.interleaved.pack={packing}"
-    config = cli.parse_config(["train", "--config=tests/tiny.py", pack], Config, complete)
+    config = cli.parse_config(["train", "--config=tests/tiny.py", pack], TrainConfig, complete)
     expected = Packing(documents=4, text_length=56, images=9, parts=2)
     assert config.streams["interleaved"].pack == expected
     assert config.streams["pairs"].pack is None

@@ -19,5 +19,4 @@ def get_config() -> ConfigDict:
     config.num_steps = 6
     config.log_every = 1
     config.checkpoint_every = 4
-    config.evaluation = ConfigDict({"shots": (0, 2), "num_examples": 6, "batch_size": 4})
     return config

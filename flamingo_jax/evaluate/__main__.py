@@ -8,7 +8,7 @@ python -m flamingo_jax.evaluate --report=OUT,OUT
     one page of several results, into the first
 python -m flamingo_jax.evaluate --compare OUT OUT
     why two results differ, example by example
-python -m flamingo_jax.evaluate --workdir=DIR
+python -m flamingo_jax.evaluate --workdir=DIR [--config=configs/eval/digits.py]
     the digits demo: results.json, a plot and a picture of prompts into a run's directory
 """
 
@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> None:
                     out = Path(OUTPUT.value)
                     print(write_report([out], out / "report.html"))
     else:
-        print(demo.evaluate(cli.workdir()))
+        print(demo.evaluate(cli.workdir(), config and _chosen(config)))
 
 
 def _chosen(config: FewShotConfig) -> FewShotConfig:

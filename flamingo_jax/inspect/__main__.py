@@ -22,7 +22,7 @@ from flamingo_jax.inspect.page import render_page
 from flamingo_jax.schema import build
 from flamingo_jax.text.documents import END_OF_CHUNK, IMAGE
 from flamingo_jax.text.tokenizer import TextTokens
-from flamingo_jax.train.config import Config, complete
+from flamingo_jax.train.config import TrainConfig, complete
 
 OUT = flags.DEFINE_string("out", "inspect.html", "the page that is written")
 STREAM = flags.DEFINE_string("stream", None, "one stream of the config; by default all of them")
@@ -40,7 +40,7 @@ THRESHOLDS = flags.DEFINE_list("thresholds", ["0.24", "0.28", "0.32"], "similari
 
 def main(argv: Sequence[str]) -> None:
     if any(arg.startswith("--config") for arg in argv):
-        config = cli.parse_config(argv, Config, complete)
+        config = cli.parse_config(argv, TrainConfig, complete)
         tokens = load_tokenizer(config.tokenizer, config.model.decoder.vocab_size)
         streams = make_streams(_chosen(config.streams), tokens, config.model.encoder.image_size)
     else:

@@ -26,18 +26,18 @@ EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 @contextmanager
 def initialized(dead_after_seconds: int = DEAD_AFTER_SECONDS) -> Iterator[None]:
-    """Join the processes of this run, where the environment names any; see `surroundings`.
+    """Joins the processes of this run, where the environment names any; see `cluster_from_env`.
 
-    One that gives no sign of life for so long is taken for dead, and the others end.
+    A process that gives no sign of life for so long is taken for dead, and the others end.
 
-    Before anything else of JAX. An error inside ends this process at once: the usual way out waits
-    for the others, who may be waiting for this one.
+    To be entered before anything else of JAX is used. An error inside ends this process at once:
+    the usual way out waits for the others, who may be waiting for this one.
     """
     found = cluster_from_env(os.environ)
     if found is None:
         yield
         return
-    jax.config.update("jax_enable_preemption_service", False)  # signals are `train`'s to handle
+    jax.config.update("jax_enable_preemption_service", False)  # `StopOnSignal` handles signals
     jax.distributed.initialize(
         **found,
         heartbeat_timeout_seconds=dead_after_seconds,
@@ -59,7 +59,7 @@ def initialized(dead_after_seconds: int = DEAD_AFTER_SECONDS) -> Iterator[None]:
 
 
 def cluster_from_env(environment: Mapping[str, str]) -> dict[str, Any] | None:
-    """What `jax.distributed.initialize` needs to be told here; None: this process is alone.
+    """Returns what `jax.distributed.initialize` must be told here; None: this process is alone.
 
     In this order: JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID (an indexed
     Kubernetes job's JOB_COMPLETION_INDEX stands for the last); a SLURM step of several tasks; a
@@ -96,7 +96,7 @@ def _has_tpus() -> bool:
 
 
 def _slurm_devices(environment: Mapping[str, str]) -> list[int]:
-    """The GPUs of this task: all where it is alone on its node, else its own.
+    """Returns the GPUs of this task: all where it is alone on its node, else its own.
 
     Left to itself, JAX takes one per task, and of a node with one task leaves all but one idle.
 
@@ -119,36 +119,36 @@ def _slurm_devices(environment: Mapping[str, str]) -> list[int]:
 
 
 def _slurm_tasks(environment: Mapping[str, str]) -> int:
-    """How many tasks this node has; "8(x4),2" says eight on each of four nodes, two on a fifth."""
+    """Counts the tasks of this node; "8(x4),2" says eight on each of four nodes, two on a fifth."""
     parts = re.findall(r"(\d+)(?:\(x(\d+)\))?", environment["SLURM_STEP_TASKS_PER_NODE"])
     counts = [int(tasks) for tasks, nodes in parts for _ in range(int(nodes or 1))]
     return counts[int(environment["SLURM_NODEID"])]
 
 
 def is_lead_process() -> bool:
-    """Whether this process logs, and writes what the processes share."""
+    """Tells whether this process logs, and writes what the processes share."""
     return jax.process_index() == 0
 
 
 def print0(message: str) -> None:
-    """Print, in the process that logs."""
+    """Prints, in the process that logs."""
     if is_lead_process():
         print(message, flush=True)
 
 
 def any_process(flag: bool) -> bool:
-    """Whether the flag is set in any process. Waits for all of them."""
+    """Tells whether the flag is set in any process. Waits for all of them."""
     return bool(multihost_utils.process_allgather(flag).any())
 
 
 class StopVote:
-    """A decision that every process takes at the same step.
+    """Lets all processes stop after the same step.
 
-    The processes' votes meet on the devices: `propose` sends this process's vote to their queue,
-    ahead of the step, and `decision` reads the result when that step has long begun. Nothing waits.
+    Their votes meet on the devices: `cast` sends this process's vote to their queue, ahead of a
+    step, and `result` reads the largest when that step has long begun. Nothing waits.
 
     Args:
-      vote: this process's, 0 for nothing to say.
+      vote: returns this process's, 0 for nothing to say.
     """
 
     def __init__(self, mesh: Mesh, vote: Callable[[], int]):
@@ -158,7 +158,8 @@ class StopVote:
         self._max = jax.jit(jnp.max, out_shardings=NamedSharding(mesh, PartitionSpec()))
         self._pending: jax.Array | None = None
 
-    def propose(self) -> None:
+    def cast(self) -> None:
+        """Sends this process's vote; on all processes."""
         if jax.process_count() == 1:
             return
         # One number tells the largest vote, and whose it was.
@@ -166,11 +167,11 @@ class StopVote:
         own = np.full(self._local_devices, vote and vote + jax.process_index(), np.int32)
         self._pending = self._max(jax.make_array_from_process_local_data(self._sharding, own))
 
-    def decision(self) -> tuple[int, int]:
-        """The largest vote of the last `propose` of all processes, and who cast it."""
+    def result(self) -> tuple[int, int]:
+        """Returns the largest vote that the processes cast last, and whose it was."""
         if jax.process_count() == 1:
             return self._vote(), 0
         if self._pending is None:
-            self.propose()
+            self.cast()
         vote, process = divmod(int(np.asarray(self._pending)), jax.process_count())
         return vote, process

@@ -15,8 +15,8 @@ from flamingo_jax.plan import report
 from flamingo_jax.plan.account import StepCost, measure
 from flamingo_jax.plan.search import Search, cheapest_remat, largest_batch
 from flamingo_jax.plan.targets import open_target, prepare_backends
-from flamingo_jax.train.config import Config, complete
-from flamingo_jax.train.program import errors_prefixed
+from flamingo_jax.train.config import TrainConfig, complete
+from flamingo_jax.train.setup import errors_prefixed
 
 TOPOLOGY = flags.DEFINE_string(
     "topology", None, "the machine: a100-40gb:8, a100-80gb:64, h100:8, v5e:2x4, v5p:2x2x1, cpu:8, …"
@@ -32,16 +32,16 @@ SEARCH_REMAT = flags.DEFINE_bool(
 
 
 def main(argv: Sequence[str]) -> None:
-    config = cli.parse_config(argv, Config, complete)
+    config = cli.parse_config(argv, TrainConfig, complete)
     if not TOPOLOGY.value:
         raise UserError("no topology given; say which machine, as in --topology=a100-40gb:8")
     prepare_backends()
     target = open_target(TOPOLOGY.value)
     if target.chip is None and (SEARCH_BATCH.value or SEARCH_REMAT.value):
         raise UserError("the CPU's compiler does not tell what fits; search on another topology")
-    known: list[tuple[Config, StepCost]] = []  # configs are no dict keys
+    known: list[tuple[TrainConfig, StepCost]] = []  # configs are no dict keys
 
-    def measured(candidate: Config) -> StepCost:
+    def measured(candidate: TrainConfig) -> StepCost:
         for config, account in known:
             if config == candidate:
                 return account

@@ -8,14 +8,13 @@ from typing import Any
 
 import jax
 
-from flamingo_jax.parallel.sharding import batch_sharding
 from flamingo_jax.plan.hlo import HloProgram
 from flamingo_jax.plan.targets import Target
 from flamingo_jax.runtime.chips import GIB
-from flamingo_jax.train.config import Config
+from flamingo_jax.train.config import TrainConfig
 from flamingo_jax.train.flops import PartFlops, step_flops
 from flamingo_jax.train.kernels import attention_kernels
-from flamingo_jax.train.program import Program, batch_shapes, build_program
+from flamingo_jax.train.setup import set_up
 from flamingo_jax.train.traced_flops import jaxpr_flops
 
 
@@ -99,16 +98,16 @@ class StepCost:
         return asdict(self)
 
 
-def measure(config: Config, target: Target, efficiency: float = 0.4) -> StepCost:
+def measure(config: TrainConfig, target: Target, efficiency: float = 0.4) -> StepCost:
     """Compile the training step of this config for a machine, and account for it.
 
     Raises:
       UserError: the config does not fit itself or the devices.
     """
-    program = build_program(config, target.devices)
-    arguments = abstract_arguments(config, program)
-    with jax.set_mesh(program.mesh):
-        traced = program.train_step.trace(*arguments)
+    setup = set_up(config, target.devices)
+    arguments = setup.arguments
+    with jax.set_mesh(setup.mesh):
+        traced = setup.train_step.trace(*arguments)
         lowered = traced.lower()
         try:
             compiled = lowered.compile(compiler_options=dict(target.compiler_options))
@@ -129,10 +128,10 @@ def measure(config: Config, target: Target, efficiency: float = 0.4) -> StepCost
     return StepCost(
         topology=target.topology,
         num_devices=len(target.devices),
-        mesh=dict(program.mesh.shape),
+        mesh=dict(setup.mesh.shape),
         batch={name: stream.batch_size for name, stream in config.streams.items()},
         remat=config.model.remat,
-        attention=attention_kernels(config, program.mesh),
+        attention=attention_kernels(config, setup.mesh),
         per_device=memory,
         flops={str(part): counts for part, counts in step_flops(config).by_part.items()},
         traced_flops=flops,
@@ -148,25 +147,6 @@ def readable_hlo(compiled: jax.stages.Compiled) -> HloProgram | None:
     except jax.errors.JaxRuntimeError:
         return None
     return HloProgram(text) if text else None
-
-
-def abstract_arguments(config: Config, program: Program) -> tuple[Any, Any, Any]:
-    """State, frozen parameters and batch of the step: shapes that know where they lie."""
-
-    def placed(shapes: Any, shardings: Any) -> Any:
-        return jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            shapes,
-            shardings,
-        )
-
-    batch = batch_shapes(config)
-    rows = jax.tree.map(lambda _: batch_sharding(program.mesh), batch)
-    return (
-        placed(program.state_shapes, program.state_shardings),
-        placed(program.frozen_shapes, program.frozen_shardings),
-        placed(batch, rows),
-    )
 
 
 def device_bytes(tree: Any) -> int:

@@ -7,22 +7,22 @@ from dataclasses import dataclass, field
 
 from flamingo_jax.parallel.remat import RematPolicy
 from flamingo_jax.plan.account import StepCost
-from flamingo_jax.train.config import Config
+from flamingo_jax.train.config import TrainConfig
 
 BY_FLOPS: tuple[RematPolicy, ...] = ("none", "elementwise", "dots", "full")  # fewest first
-Measure = Callable[[Config], StepCost]
+Measure = Callable[[TrainConfig], StepCost]
 
 
 @dataclass
 class Search:
     """What was tried, by name, and the config it led to (the first one where none fits)."""
 
-    config: Config
+    config: TrainConfig
     chosen: str | None = None
     tried: list[tuple[str, StepCost]] = field(default_factory=list)
 
 
-def cheapest_remat(config: Config, measure: Measure) -> Search:
+def cheapest_remat(config: TrainConfig, measure: Measure) -> Search:
     """The policy with the fewest FLOPs that fits."""
     search = Search(config)
     for policy in BY_FLOPS:
@@ -37,7 +37,7 @@ def cheapest_remat(config: Config, measure: Measure) -> Search:
     return search
 
 
-def largest_batch(config: Config, row_parts: int, capacity: float, measure: Measure) -> Search:
+def largest_batch(config: TrainConfig, row_parts: int, capacity: float, measure: Measure) -> Search:
     """The largest batch that fits, with the config's proportions of streams.
 
     Rows are cut into `row_parts` by the mesh; a device has `capacity` bytes. Begins with the
@@ -47,7 +47,7 @@ def largest_batch(config: Config, row_parts: int, capacity: float, measure: Meas
     common = math.gcd(*(stream.batch_size for stream in config.streams.values()))
     start = math.ceil(common / parts)
 
-    def multiplied(factor: int) -> Config:
+    def multiplied(factor: int) -> TrainConfig:
         streams = {
             name: dataclasses.replace(
                 stream, batch_size=stream.batch_size // common * parts * factor
@@ -56,7 +56,7 @@ def largest_batch(config: Config, row_parts: int, capacity: float, measure: Meas
         }
         return dataclasses.replace(config, streams=streams)
 
-    def name(candidate: Config) -> str:
+    def name(candidate: TrainConfig) -> str:
         return " + ".join(str(stream.batch_size) for stream in candidate.streams.values())
 
     def peak(factor: int) -> float:

@@ -1,4 +1,4 @@
-"""What the compiler worked with, given back to the system.
+"""Memory that the compiler worked with, given back to the system.
 
 Compiling a training step takes hundreds of MiB, and reading a kept one some tens. The C library
 keeps them for what comes next; but the arrays of a step are too large to go there.
@@ -16,7 +16,7 @@ FEWEST_SECONDS = 0.1
 
 @cache
 def trim_malloc() -> None:
-    """After each compilation that takes a while, from now on. With glibc; elsewhere, nothing."""
+    """Trims memory after each compilation that takes a while, from now on; with glibc only."""
     if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "malloc_trim"):
         jax.monitoring.register_event_duration_secs_listener(_listen)
 

@@ -8,17 +8,17 @@ from collections.abc import Sequence
 
 from flamingo_jax import cli
 from flamingo_jax.parallel import multihost
-from flamingo_jax.train.config import Config, complete
-from flamingo_jax.train.loop import train
+from flamingo_jax.train.config import TrainConfig, complete
+from flamingo_jax.train.loop import run
 from flamingo_jax.train.start_up import StartupTimer, process_began
 
 
 def main(argv: Sequence[str]) -> None:
     start_up = StartupTimer(process_began())
-    config = cli.parse_config(argv, Config, complete)
+    config = cli.parse_config(argv, TrainConfig, complete)
     with multihost.initialized(config.dead_after_seconds):
         start_up.done("imports")
-        train(config, cli.workdir(), start_up=start_up)
+        run(config, cli.workdir(), start_up=start_up)
 
 
 if __name__ == "__main__":

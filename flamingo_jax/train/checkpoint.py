@@ -13,8 +13,8 @@ from jax.experimental import multihost_utils
 
 from flamingo_jax.errors import UserError
 from flamingo_jax.files import write_text
-from flamingo_jax.models.vlm import upgraded
 from flamingo_jax.parallel import multihost
+from flamingo_jax.train.config import of_today
 from flamingo_jax.train.fingerprint import differing, fingerprints
 from flamingo_jax.train.step import TrainState
 
@@ -27,7 +27,6 @@ FREE_KEYS = (
     "watchdog_seconds",
     "dead_after_seconds",
     "profile_steps",
-    "evaluation",
     "evaluate_every",
     "few_shot",
     "mesh",
@@ -36,7 +35,7 @@ FREE_KEYS = (
 
 
 class Checkpointer:
-    """Saves in the background. Every method is for all processes together.
+    """Saves and restores a run; saves in the background. Each method is for all processes together.
 
     Args:
       workdir: of the run; checkpoints are the directories `checkpoints/STEP` in it.
@@ -58,7 +57,7 @@ class Checkpointer:
         self._saving: int | None = None  # the step whose save has not been found finished
 
     def save(self, step: int, state: TrainState, facts: Mapping[str, Any]) -> None:
-        """Begin to save, after the previous save; does nothing where the step is saved already.
+        """Begins to save, after the previous save; does nothing where the step is saved already.
 
         `facts` is what else to keep, as JSON.
 
@@ -82,7 +81,7 @@ class Checkpointer:
 
     @property
     def failure(self) -> UserError | None:
-        """Why the save in the background failed. Does not wait for one that goes on."""
+        """Tells why the save in the background failed. Does not wait for one that goes on."""
         if self._saving is None or self._manager.is_saving_in_progress():
             return None
         try:
@@ -92,7 +91,7 @@ class Checkpointer:
         return None
 
     def wait(self) -> None:
-        """Until the last save is complete. UserError: it failed."""
+        """Waits until the last save is complete. UserError: it failed."""
         try:
             self._manager.wait_until_finished()
         except Exception as error:
@@ -107,7 +106,7 @@ class Checkpointer:
                          f"{_brief(error)}; {last}")  # fmt: skip
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
-        """The newest sound checkpoint and its facts; None: there is no checkpoint at all.
+        """Returns the newest sound checkpoint and its facts; None: there is no checkpoint at all.
 
         One that cannot be read, or whose arrays are not bit for bit what was saved, is skipped
         with a warning.
@@ -150,7 +149,7 @@ class Checkpointer:
         return (TrainState(**restored.state), restored.facts), None
 
     def quarantine_after(self, step: int) -> None:
-        """Move later checkpoints, which were found damaged, where no save meets them."""
+        """Moves later checkpoints, which were found damaged, where no save meets them."""
         later = [s for s in self._manager.all_steps() if s > step]
         if not later:
             return
@@ -167,8 +166,8 @@ class Checkpointer:
     def trained_params(
         self, shapes: Mapping[str, Any]
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
-        """The trained parameters of the latest checkpoint, without the optimizer's state, and its
-        facts; None: there is no checkpoint.
+        """Returns the trained parameters of the latest checkpoint, without the optimizer's state,
+        and its facts; None: there is no checkpoint.
 
         Args:
           shapes: of all that was trained, by path.
@@ -197,7 +196,7 @@ class Checkpointer:
         return restored["params"], facts
 
     def close(self) -> None:
-        """Wait for the last save. UserError: it failed."""
+        """Waits for the last save. UserError: it failed."""
         try:
             self.wait()
         finally:
@@ -209,7 +208,7 @@ def _as_dict(state: TrainState) -> dict[str, Any]:
 
 
 def _brief(error: BaseException) -> str:
-    """The first cause of an error; TensorStore puts it last, before the places in its source."""
+    """Returns an error's first cause; TensorStore puts it last, before the lines of its source."""
     while error.__cause__ is not None:
         error = error.__cause__
     message = " ".join(str(error).split()).split(" [")[0] or type(error).__name__
@@ -217,11 +216,14 @@ def _brief(error: BaseException) -> str:
 
 
 def check_frozen(facts: Mapping[str, Any], frozen: Mapping[str, str]) -> None:
-    """UserError: a checkpoint was trained beside other frozen weights than these.
+    """Refuses a checkpoint that was trained beside other frozen weights than these.
 
     Args:
       facts: of the checkpoint.
       frozen: `fingerprints` of the frozen weights at hand.
+
+    Raises:
+      UserError: some differ.
     """
     wrong = differing(facts["frozen"], dict(frozen))
     if wrong:
@@ -233,7 +235,7 @@ def check_frozen(facts: Mapping[str, Any], frozen: Mapping[str, str]) -> None:
 
 
 def check_same_run(workdir: Path, config: Mapping[str, Any]) -> None:
-    """Make `workdir` this run's, or check that it is. A config that never made a step is replaced.
+    """Makes `workdir` this run's, or checks that it is. Replaces a config that never made a step.
 
     Raises:
       UserError: it cannot be written, or holds a run with another config (naming what differs).
@@ -250,9 +252,7 @@ def check_same_run(workdir: Path, config: Mapping[str, Any]) -> None:
         ) from None
     wanted = json.loads(json.dumps(config))
     if path.exists() and _has_begun(workdir):
-        stored = json.loads(path.read_text())
-        stored |= {"model": upgraded(stored["model"])} if "model" in stored else {}
-        found, given = _flat(stored), _flat(wanted)
+        found, given = _flat(of_today(json.loads(path.read_text()))), _flat(wanted)
         changed = [
             f"{key} was {found.get(key, 'absent')!r}, is now {given.get(key, 'absent')!r}"
             for key in sorted(found.keys() | given.keys())

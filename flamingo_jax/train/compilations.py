@@ -9,10 +9,10 @@ from flamingo_jax.runtime.compiler_memory import COMPILED
 
 
 class Compilations:
-    """Listens to what JAX tells about one jitted function, until it is closed.
+    """Counts the compilations of one jitted function, of which JAX tells, until it is closed.
 
     Attributes:
-      count: programs made of the function since this object was.
+      count: programs made of the function since this object was made.
       seconds: what they took: tracing, lowering and compiling.
     """
 
@@ -30,7 +30,7 @@ class Compilations:
             self.count += event == COMPILED
 
     def check(self, step: int, batch: Any) -> None:
-        """After a step's call: warn where it was compiled, unless it is the first one checked."""
+        """Warns where a step's call compiled it, unless it is the first one checked."""
         shapes = {
             jax.tree_util.keystr(path, simple=True, separator="/"): jax.typeof(leaf).str_short()
             for path, leaf in jax.tree_util.tree_leaves_with_path(batch)

@@ -19,18 +19,8 @@ from flamingo_jax.weights.readers import read_json
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationConfig:
-    """The few-shot evaluation of the digits demo."""
-
-    split: Literal["validation", "held_out"] = "held_out"  # choose on the first, report the second
-    shots: tuple[int, ...] = (0, 1, 2, 4, 8)  # per class
-    num_examples: int = 2000  # binding prompts per number of shots
-    batch_size: int = 100
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config:
-    """One training run. Everything that changes its numbers is here; paths are not."""
+class TrainConfig:
+    """Settings of a training run: everything that changes its numbers. Paths are not here."""
 
     model: ModelConfig
     # A model directory whose weights the run begins with; "": random weights.
@@ -62,7 +52,6 @@ class Config:
     watchdog_seconds: float = 900.0  # 0: never
     dead_after_seconds: int = 60  # the others end when one of several processes shows no life
     profile_steps: tuple[int, ...] = ()  # (first, how many): a profiler's trace of these steps
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     evaluate_every: int = 0  # steps between few-shot evaluations; 0: none
     few_shot: FewShotConfig = field(default_factory=FewShotConfig)
 
@@ -84,16 +73,21 @@ class Config:
             raise ValueError("streams is empty: a run needs at least one stream of examples")
 
 
-def read_config(path: Path) -> Config:
+def read_config(path: Path) -> TrainConfig:
     """Reads the `config.json` of a run, of an earlier version too. UserError: it is damaged."""
-    values = read_json(path)
-    return build(Config, {**values, "model": upgraded(values["model"])}, str(path))
+    return build(TrainConfig, of_today(read_json(path)), str(path))
+
+
+def of_today(values: dict[str, Any]) -> dict[str, Any]:
+    """Translates the values of a run's `config.json` into those of this version."""
+    kept = {key: value for key, value in values.items() if key != "evaluation"}
+    return kept | ({"model": upgraded(kept["model"])} if "model" in kept else {})
 
 
 def complete(values: dict[str, Any]) -> dict[str, Any]:
     """Writes every default out, those of the streams' sources and of the evaluation's tasks
     included, so that all may be overridden."""
-    whole = dump(build(Config, values))
+    whole = dump(build(TrainConfig, values))
     for name, stream in whole["streams"].items():
         source = SOURCES[stream["source"]]
         options: Any = build(source, stream["options"], f"config.streams.{name}.options")

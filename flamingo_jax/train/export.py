@@ -14,14 +14,14 @@ from flamingo_jax.models.params import Params, cast, init_params, model_graph, s
 from flamingo_jax.text.growing import PAD
 from flamingo_jax.text.tokenizer import TextTokens
 from flamingo_jax.train.checkpoint import Checkpointer, check_frozen
-from flamingo_jax.train.config import Config, read_config
+from flamingo_jax.train.config import TrainConfig, read_config
 from flamingo_jax.train.fingerprint import fingerprints
 from flamingo_jax.weights.model_directory import Provenance, open_directory, write_directory
 from flamingo_jax.weights.views import LazyArray
 
 
 def write_run(workdir: Path, out: Path) -> int:
-    """Write the model of a run's latest checkpoint; gives its step.
+    """Writes the model of a run's latest checkpoint; returns its step.
 
     The data of the run is not needed. What it kept frozen is read from where it began: the model
     directory of `init_from`, or the random start that its seed gives.
@@ -61,7 +61,7 @@ def _leaf(value: Any) -> LazyArray:
     return LazyArray(value.shape, (np.asarray(value),), stacked=False)
 
 
-def _frozen(config: Config, paths: list[str]) -> dict[str, LazyArray]:
+def _frozen(config: TrainConfig, paths: list[str]) -> dict[str, LazyArray]:
     if not paths:
         return {}
     if config.init_from:
@@ -76,7 +76,7 @@ def _frozen(config: Config, paths: list[str]) -> dict[str, LazyArray]:
 
 
 def _fingerprints(leaves: dict[str, LazyArray], dtype: str) -> dict[str, str]:
-    """As training takes them of its frozen weights; one weight in memory at a time."""
+    """Returns what training takes of its frozen weights, with one weight in memory at a time."""
     found: dict[str, str] = {}
     for path, leaf in leaves.items():
         found |= fingerprints({path: jnp.asarray(leaf.read(jnp.dtype(dtype)))})

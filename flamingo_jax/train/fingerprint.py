@@ -11,7 +11,7 @@ from jaxtyping import Array, UInt32
 
 
 def fingerprints(tree: Any) -> dict[str, str]:
-    """64 bits per leaf, in hexadecimal, by path; changed by any one bit of the leaf."""
+    """Hashes each leaf to 64 bits, in hexadecimal, by path; any bit of the leaf changes them."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     hashed = jax.device_get(_hash([leaf for _, leaf in leaves])) if leaves else []
     return {
@@ -21,7 +21,7 @@ def fingerprints(tree: Any) -> dict[str, str]:
 
 
 def differing(one: dict[str, str], other: dict[str, str]) -> list[str]:
-    """Paths whose fingerprints differ, or that only one has."""
+    """Returns the paths whose fingerprints differ, or that only one has."""
     return sorted(p for p in one.keys() | other.keys() if one.get(p) != other.get(p))
 
 
@@ -31,18 +31,18 @@ def _hash(leaves: Sequence[Array]) -> list[UInt32[Array, "2"]]:
 
 
 def _hash_leaf(x: Array) -> UInt32[Array, "2"]:
-    """Σ mix(bits, place) mod 2³²: in any order, so on any mesh, the same number."""
+    """Computes Σ mix(bits, position) mod 2³²: in any order, so on any mesh, the same number."""
     bits = jax.lax.bitcast_convert_type(x, np.dtype(f"uint{8 * x.dtype.itemsize}"))
-    place = jnp.zeros(x.shape, jnp.uint32)
+    position = jnp.zeros(x.shape, jnp.uint32)
     for axis in range(x.ndim):
         stride = np.uint32(math.prod(x.shape[axis + 1 :]) % 2**32)
-        place += stride * jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-    mixed = _mix(bits.astype(jnp.uint32) ^ _mix(place + np.uint32(0x9E3779B9)))
+        position += stride * jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+    mixed = _mix(bits.astype(jnp.uint32) ^ _mix(position + np.uint32(0x9E3779B9)))
     return jnp.stack([mixed.sum(), ((mixed ^ (mixed >> 15)) * np.uint32(0x2C1B3C6D)).sum()])
 
 
 def _mix(x: Array) -> Array:
-    """The finalizer of MurmurHash3, a bijection of 32 bits."""
+    """Applies the finalizer of MurmurHash3, a bijection of 32 bits."""
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
         x = (x ^ (x >> shift)) * np.uint32(factor)
     return x ^ (x >> 16)

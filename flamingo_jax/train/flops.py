@@ -13,7 +13,7 @@ from flamingo_jax.models.matmuls import Account, BatchSize, Scores, Weights
 from flamingo_jax.models.params import model_graph, select
 from flamingo_jax.models.vlm import ModelConfig
 from flamingo_jax.parallel.remat import RematPolicy, policy_for_new_modules
-from flamingo_jax.train.config import Config
+from flamingo_jax.train.config import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def batch_size(stream: StreamConfig) -> BatchSize:
     return BatchSize(stream.batch_size, stream.row_length, stream.row_images, stream.row_parts)
 
 
-def step_flops(config: Config) -> StepFlops:
+def step_flops(config: TrainConfig) -> StepFlops:
     """Counts one update by this config: every stream's batch, all micro-batches."""
     shapes = {path: leaf.shape for path, leaf in model_graph(config.model).shapes().items()}
     trained = select(shapes, config.trainable)

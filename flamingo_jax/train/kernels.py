@@ -18,11 +18,11 @@ from flamingo_jax.ops.attention_kernels import (
     choose,
     device_in_force,
 )
-from flamingo_jax.train.config import Config
+from flamingo_jax.train.config import TrainConfig
 from flamingo_jax.train.flops import batch_size
 
 
-def attention_kernels(config: Config, mesh: Mesh) -> str:
+def attention_kernels(config: TrainConfig, mesh: Mesh) -> str:
     """Every part's kernel in one line, and why it is not the best of these devices."""
     with jax.set_mesh(mesh):
         device = device_in_force()
@@ -32,7 +32,7 @@ def attention_kernels(config: Config, mesh: Mesh) -> str:
     return "attention: " + "; ".join(f"{', '.join(p)}: {kernel}" for kernel, p in parts.items())
 
 
-def attention_calls(config: Config) -> Iterator[tuple[str, Call, AttentionChoice]]:
+def attention_calls(config: TrainConfig) -> Iterator[tuple[str, Call, AttentionChoice]]:
     """Yields the attentions of a training step that a kernel may compute."""
     found: dict[str, tuple[Call, AttentionChoice]] = {}
     for stream in config.streams.values():

@@ -40,7 +40,7 @@ class MetricWriter:
         return SummaryWriter(str(self._workdir / "tensorboard"), purge_step=self._start + 1)
 
     def write(self, step: int, metrics: Mapping[str, float], facts: Mapping[str, float]) -> None:
-        """Record the metrics of update number `step` (the first is 1).
+        """Records the metrics of update number `step` (the first is 1).
 
         `facts` are about speed; they differ from run to run, so they are not in `metrics.jsonl`.
         """
@@ -80,17 +80,17 @@ class MetricWriter:
 
 
 def read_metrics(workdir: Path) -> list[dict[str, float]]:
-    """All recorded metrics of a run, in the order of its steps."""
+    """Reads all metrics of a run, in the order of its steps."""
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
 def is_recorded(workdir: Path, step: int) -> bool:
-    """Whether a step has its line."""
+    """Tells whether a step has its line."""
     return any(record["step"] == step for record, _ in _whole_lines(workdir / "metrics.jsonl"))
 
 
 def floats(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Metrics as they are written; waits for the devices."""
+    """Returns metrics as they are written; waits for the devices."""
     return {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
 
 
@@ -101,7 +101,7 @@ def _drop_after(path: Path, step: int) -> None:
 
 
 def _whole_lines(path: Path) -> Iterator[tuple[dict[str, float], str]]:
-    """Lines and what they say, but for one that a kill left half-written."""
+    """Reads lines, each as what it says and as text, but for one that a kill left half-written."""
     for line in path.read_text().splitlines() if path.exists() else ():
         with contextlib.suppress(json.JSONDecodeError):
             yield json.loads(line), line

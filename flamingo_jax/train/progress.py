@@ -1,42 +1,44 @@
 """What a run tells as it goes: metrics one step late, its speed, and what made it wait."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from flamingo_jax.errors import UserError
 from flamingo_jax.parallel import multihost
 from flamingo_jax.train.compilations import Compilations
-from flamingo_jax.train.config import Config
+from flamingo_jax.train.config import TrainConfig
+from flamingo_jax.train.few_shot import delete_results_after
 from flamingo_jax.train.metrics import MetricWriter, floats
-from flamingo_jax.train.setup import Run
 from flamingo_jax.train.speed import Throughput, seconds_at_peak
 from flamingo_jax.train.start_up import StartupTimer
+from flamingo_jax.train.vision_cache import VisionCache
 
 
 class Progress:
-    """Of one run, or the rest of one. Every process has it, one writes.
+    """Logs a run from step `start` on, and forgets what later steps left. One process writes.
 
     Args:
-      workdir: of the run.
-      start: the step that the run goes on from.
       start_up: what came before.
-      counters: further facts for the ledger.
+      cache: its counters go into the ledger.
     """
 
     def __init__(
         self,
-        run: Run,
+        config: TrainConfig,
+        mesh: Mesh,
         workdir: Path,
         start: int,
         start_up: StartupTimer,
-        counters: Mapping[str, Callable[[], float]],
+        cache: VisionCache | None = None,
     ):
+        delete_results_after(workdir, start)
         own = workdir if multihost.is_lead_process() else None
-        self._config = config = run.config
+        self._config = config
         self._start = start
         self._start_up = start_up
         self._compiled = Compilations("train_step")
@@ -45,17 +47,20 @@ class Progress:
             own and own / "ledger.jsonl",
             start=start,
             per_step=_per_step(config),
-            seconds_at_peak=seconds_at_peak(config, list(run.mesh.devices.flat)),
-            counters={"compiled": lambda: self._compiled.count, **counters},
+            seconds_at_peak=seconds_at_peak(config, list(mesh.devices.flat)),
+            counters={
+                "compiled": lambda: self._compiled.count,
+                **(cache.counters if cache else {}),
+            },
         )
         self._last: tuple[int, Mapping[str, Any]] | None = None
 
-    def paused_for(self, what: str, beside: Any = ()) -> AbstractContextManager[None]:
-        """See `Speed.aside`."""
-        return self._speed.paused_for(what, beside)
+    def paused(self, what: str, pending: Any = ()) -> AbstractContextManager[None]:
+        """Excludes the time inside from goodput; see `Throughput.paused`."""
+        return self._speed.paused(what, pending)
 
-    def sent(self, step: int, batch: Any, metrics: Mapping[str, jax.Array]) -> None:
-        """A step went to the devices. The first one is waited for, as it waited for its program."""
+    def step_dispatched(self, step: int, batch: Any, metrics: Mapping[str, jax.Array]) -> None:
+        """Warns of a step that was compiled anew; waits for the first one, as it had to compile."""
         self._compiled.check(step, batch)
         if step != self._start + 1:
             return
@@ -65,8 +70,8 @@ class Progress:
         self._speed.begin(step, self._start_up.parts)
         multihost.print0(f"the first step ended after {self._start_up}")
 
-    def finish_last(self) -> None:
-        """Wait for the last step that was noted, if it was not yet, and log it where asked for.
+    def flush(self) -> None:
+        """Waits for the step that was deferred, if there is one, and logs it where asked for.
 
         Raises:
           UserError: too many updates in a row were not finite.
@@ -81,12 +86,12 @@ class Progress:
                 f"loss or gradient was NaN or infinite in {nonfinite} updates in a row, up to step "
                 f"{step}: lower config.optimizer.learning_rate, or start from an earlier checkpoint"
             )
-        evaluated = config.evaluate_every and step % config.evaluate_every == 0
-        if evaluated or step % config.log_every == 0 or step in (1, config.num_steps):
+        wanted = due(step, config.evaluate_every) or due(step, config.log_every)
+        if wanted or step in (1, config.num_steps):
             self._writer.write(step, floats(metrics), self._speed.facts(step))
 
-    def note(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """What a step computes, to be looked at when the next step has been sent."""
+    def defer(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Takes what a step computes, to be flushed when the next step has been dispatched."""
         self._last = step, metrics
 
     def close(self) -> None:
@@ -94,8 +99,13 @@ class Progress:
         self._compiled.close()
 
 
-def _per_step(config: Config) -> dict[str, int]:
-    """What a step consumes; tokens and images are places of the rows, padding included."""
+def due(step: int, every: int) -> bool:
+    """Whether something is to be done after this step; 0: never."""
+    return bool(every) and step % every == 0
+
+
+def _per_step(config: TrainConfig) -> dict[str, int]:
+    """Counts what a step consumes; tokens and images with the padding of their rows."""
     streams = config.streams.values()
     return {
         "examples": sum(s.batch_size * s.documents_per_row for s in streams),

@@ -35,11 +35,24 @@ REDPAJAMA_3B = {
     "num_layers": 32,
     "num_heads": 32,
 }
+OPTIMIZER = {
+    "learning_rate": 1e-4,
+    "schedule": "constant",
+    "warmup_steps": 1875,
+    "beta1": 0.9,
+    "beta2": 0.999,
+    "eps": 1e-8,
+    "weight_decay": 0.1,
+    "decay": ("^cross_attention/",),
+    "clip_norm": 1.0,
+}
+NEW_MODULES = ("^resampler/", "^cross_attention/")
+NEW_TOKENS = ("^decoder/embedding/new_rows$",)
 GPUS = 64
 
 
 def released(decoder: dict[str, Any], interval: int, trainable: tuple[str, ...]) -> ConfigDict:
-    """A config of the paper's training.
+    """Returns a config of the paper's training.
 
     Args:
       decoder: settings of the language model, but for its vocabulary.
@@ -64,37 +77,8 @@ def released(decoder: dict[str, Any], interval: int, trainable: tuple[str, ...])
             },
             "tokenizer": "tokenizer.json",
             "trainable": trainable,
-            "streams": {
-                "laion": {
-                    "source": "pairs",
-                    "options": {"shards": "data/laion/*.tar"},
-                    "batch_size": 2 * batch,
-                    "weight": 0.2,
-                    "text_length": 32,
-                    "num_images": 1,
-                },
-                "mmc4": {
-                    "source": "mmc4",
-                    "options": {"shards": "data/mmc4/*.tar"},
-                    "single_image_share": 0.5,
-                    "min_images": 1,
-                    "batch_size": batch,
-                    "weight": 1.0,
-                    "text_length": 256,
-                    "num_images": 6,
-                },
-            },
-            "optimizer": {
-                "learning_rate": 1e-4,
-                "schedule": "constant",
-                "warmup_steps": 1875,
-                "beta1": 0.9,
-                "beta2": 0.999,
-                "eps": 1e-8,
-                "weight_decay": 0.1,
-                "decay": ("^cross_attention/",),
-                "clip_norm": 1.0,
-            },
+            "streams": _streams(batch),
+            "optimizer": OPTIMIZER,
             # Weights are gathered inside of a node: right for any number of nodes of 8 GPUs, and
             # for TPU slices of 8 chips or more. docs/scaling.md has a table.
             "mesh": {"data": -1, "fsdp": 8, "tensor": 1},
@@ -103,5 +87,25 @@ def released(decoder: dict[str, Any], interval: int, trainable: tuple[str, ...])
     )
 
 
-NEW_MODULES = ("^resampler/", "^cross_attention/")
-NEW_TOKENS = ("^decoder/embedding/new_rows$",)
+def _streams(batch: int) -> dict[str, Any]:
+    """Returns the settings of pairs and interleaved documents."""
+    return {
+        "laion": {
+            "source": "pairs",
+            "options": {"shards": "data/laion/*.tar"},
+            "batch_size": 2 * batch,
+            "weight": 0.2,
+            "text_length": 32,
+            "num_images": 1,
+        },
+        "mmc4": {
+            "source": "mmc4",
+            "options": {"shards": "data/mmc4/*.tar"},
+            "single_image_share": 0.5,
+            "min_images": 1,
+            "batch_size": batch,
+            "weight": 1.0,
+            "text_length": 256,
+            "num_images": 6,
+        },
+    }

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 
 from flamingo_jax.models.params import model_graph, select
-from flamingo_jax.train.config import Config
+from flamingo_jax.train.config import TrainConfig
 from flamingo_jax.train.flops import StreamCounter, batch_size, step_flops
 
 OPTIMIZER = "optimizer"
@@ -60,7 +60,7 @@ class PartFloor:
         return max(self.arithmetic_seconds(ceilings), self.memory_seconds(ceilings))
 
 
-def step_floor(config: Config) -> dict[str, PartFloor]:
+def step_floor(config: TrainConfig) -> dict[str, PartFloor]:
     """The floor of every part of one update, and of its optimizer, on one device.
 
     The device has all rows of the config: to look at one of many, give it its share of them.
@@ -94,7 +94,7 @@ def floor_seconds(floors: dict[str, PartFloor], ceilings: Ceilings) -> float:
     return sum(floor.seconds(ceilings) for floor in floors.values())
 
 
-def _accesses(config: Config) -> int:
+def _accesses(config: TrainConfig) -> int:
     """How often a trained weight's gradient and state are read or written in an update.
 
     The gradient is written, added to by later micro-batches, and read: twice where it is clipped,
@@ -104,7 +104,7 @@ def _accesses(config: Config) -> int:
     return gradient + STATE_ACCESSES
 
 
-def _weight_bytes(config: Config, counter: StreamCounter) -> dict[str, float]:
+def _weight_bytes(config: TrainConfig, counter: StreamCounter) -> dict[str, float]:
     """Matrices only: vectors are below a thousandth."""
     frozen_size = jnp.dtype(config.frozen_dtype).itemsize
     total: dict[str, float] = defaultdict(float)

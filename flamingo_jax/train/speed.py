@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from flamingo_jax.runtime.chips import CHIPS, GIB
-from flamingo_jax.train.config import Config
+from flamingo_jax.train.config import TrainConfig
 from flamingo_jax.train.flops import step_flops
 
 # A word of what JAX calls a device → the chip; "v5" without more is v5p.
@@ -26,10 +26,10 @@ KINDS = {
 
 
 class Throughput:
-    """Facts about time, and the ledger that remembers them over restarts.
+    """Measures a run's speed, and keeps a ledger of it over restarts.
 
-    Time is productive when it is neither start-up nor compilation, nor spent in `aside`; steps that
-    a crash undid do not count. Goodput is the productive share of the time since the run first
+    Time is productive when it is neither start-up nor compilation, nor `paused`; steps that a crash
+    undid do not count. Goodput is the productive share of the time since the run first
     began, the time between its parts included.
 
     Args:
@@ -57,24 +57,24 @@ class Throughput:
         self._append({"start": start, "time": time.time()})
         self._began, self._productive = replay([*lines, {"start": start, "time": time.time()}])
         self._last: tuple[float, int] | None = None  # when, and after which step
-        self._aside: dict[str, float] = {}
+        self._paused: dict[str, float] = {}
 
     @contextmanager
-    def paused_for(self, what: str, beside: Any = ()) -> Iterator[None]:
-        """Time inside is not productive; `what` names it.
+    def paused(self, what: str, pending: Any = ()) -> Iterator[None]:
+        """Excludes the time inside from goodput, by the name of what it was for.
 
-        Unless the devices were at work all the while: at the end, `beside` is not yet computed.
+        Not so where the devices were busy all the while: `pending` is not computed at the end.
         """
         begin = time.monotonic()
         try:
             yield
         finally:
             spent = time.monotonic() - begin
-            if all(array.is_ready() for array in jax.tree.leaves(beside)):
-                self._aside[what] = self._aside.get(what, 0.0) + spent
+            if all(array.is_ready() for array in jax.tree.leaves(pending)):
+                self._paused[what] = self._paused.get(what, 0.0) + spent
 
     def begin(self, step: int, start_up: Mapping[str, float]) -> None:
-        """The clock starts after this step: the first one, which waited for compilation.
+        """Starts the clock after this step: the first one, which waited for compilation.
 
         `start_up` is what took how many seconds until then, for the ledger.
         """
@@ -82,19 +82,19 @@ class Throughput:
         self._restart(step)
 
     def facts(self, step: int) -> dict[str, float]:
-        """About the time since the last call: rates per second, shares of the time.
+        """Returns rates per second and shares of the time since the last call.
 
-        Empty after the first step.
+        There are none after the first step.
         """
         if self._last is None or self._last[1] == step:
             return {}
         seconds = max(time.monotonic() - self._last[0], 1e-9)
         steps = step - self._last[1]
-        productive = max(seconds - sum(self._aside.values()), 0.0)
+        productive = max(seconds - sum(self._paused.values()), 0.0)
         self._productive += productive
         per_step = {"steps": 1, **self._per_step}
         facts = {f"{name}_per_second": n * steps / seconds for name, n in per_step.items()}
-        facts["data_wait"] = self._aside.get("data", 0.0) / seconds
+        facts["data_wait"] = self._paused.get("data", 0.0) / seconds
         facts["goodput"] = self._productive / max(time.time() - self._began, 1e-9)
         if self._seconds_at_peak is not None:
             facts["mfu"] = self._seconds_at_peak * steps / seconds
@@ -105,7 +105,7 @@ class Throughput:
 
     def _restart(self, step: int) -> None:
         self._last = time.monotonic(), step
-        self._aside.clear()
+        self._paused.clear()
 
     def _append(self, line: Mapping[str, Any]) -> None:
         if self._ledger is not None:
@@ -113,8 +113,8 @@ class Throughput:
                 file.write(json.dumps(line) + "\n")
 
 
-def seconds_at_peak(config: Config, devices: Sequence[jax.Device]) -> float | None:
-    """How long a step would take if all devices did its matmuls at their peak; None: unknown chips.
+def seconds_at_peak(config: TrainConfig, devices: Sequence[jax.Device]) -> float | None:
+    """Returns a step's seconds if all devices did its matmuls at their peak; None: unknown chips.
 
     What rematerialisation computes a second time is not counted (arXiv 2204.02311); nor is the
     vision encoder beside a cache of its features.
@@ -130,7 +130,7 @@ def seconds_at_peak(config: Config, devices: Sequence[jax.Device]) -> float | No
 
 
 def replay(lines: list[dict[str, Any]]) -> tuple[float, float]:
-    """When the run first began (Unix time), and its productive seconds that no restart undid."""
+    """Returns when the run first began (Unix time), and its productive seconds but undone ones."""
     done: list[tuple[int, float]] = []
     for line in lines:
         if "start" in line:
@@ -141,7 +141,7 @@ def replay(lines: list[dict[str, Any]]) -> tuple[float, float]:
 
 
 def read_ledger(path: Path) -> list[dict[str, Any]]:
-    """The lines of a ledger; what a kill left half-written is left out."""
+    """Reads the lines of a ledger, but for one that a kill left half-written."""
     lines = []
     for line in path.read_text().splitlines() if path.exists() else ():
         try:
@@ -152,7 +152,7 @@ def read_ledger(path: Path) -> list[dict[str, Any]]:
 
 
 def _memory() -> dict[str, float]:
-    """The fullest local device's memory; empty where the platform does not tell (CPU)."""
+    """Returns the fullest local device's memory; nothing where the platform does not tell (CPU)."""
     stats = [s for device in jax.local_devices() if (s := device.memory_stats())]
     return {
         f"memory_{name}_gib": max(s[key] for s in stats) / GIB

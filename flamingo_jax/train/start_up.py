@@ -8,7 +8,7 @@ IMPORTED = time.monotonic()
 
 
 class StartupTimer:
-    """The seconds until the end of the first step, by what took them.
+    """Measures the seconds until the end of the first step, by what took them.
 
     Args:
       began: when, of `time.monotonic`; None: now.
@@ -22,7 +22,7 @@ class StartupTimer:
         self._last = time.monotonic() if began is None else began
 
     def done(self, part: str, seconds: float | None = None) -> None:
-        """All time since the last call, or these seconds of it, went into `part`."""
+        """Adds the time since the last call, or these seconds of it, to `part`."""
         now = time.monotonic()
         seconds = now - self._last if seconds is None else min(seconds, now - self._last)
         self._last += seconds
@@ -38,8 +38,8 @@ class StartupTimer:
 
 
 def process_began() -> float:
-    """When this process was started, of `time.monotonic`; where the platform does not tell (it is
-    not Linux), when this module was imported."""
+    """Returns when this process was started, of `time.monotonic`; where the platform does not tell
+    (it is not Linux), when this module was imported."""
     try:
         # Field 22: ticks since the machine started. The name before it may have spaces.
         fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()

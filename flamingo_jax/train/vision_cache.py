@@ -19,23 +19,25 @@ from flamingo_jax.data.feature_store import KEY_BYTES, FeatureStore
 from flamingo_jax.data.pipeline import Batches
 from flamingo_jax.errors import UserError
 from flamingo_jax.models.params import Params
+from flamingo_jax.models.vision.clip import ClipVisionConfig
 from flamingo_jax.parallel.sharding import batch_sharding, to_device
-from flamingo_jax.train.setup import Run
+from flamingo_jax.train.config import TrainConfig
+from flamingo_jax.train.setup import Setup
 
 VERSION = 1  # of what is kept
 GIB = 2**30
 
 
-def check_vision_cache(run: Run) -> None:
-    """UserError: `config.data.vision_cache` is set, and does not go with this run."""
-    folder = run.config.data.vision_cache
+def check_vision_cache(config: TrainConfig, trained: frozenset[str]) -> None:
+    """UserError: `config.data.vision_cache` is set, and does not go with what is trained."""
+    folder = config.data.vision_cache
     if not folder:
         return
-    trained = sorted(path for path in run.trained if run.config.model.encoder.owns(path))
-    if trained:
+    changing = sorted(path for path in trained if config.model.encoder.owns(path))
+    if changing:
         raise UserError(
             f"config.data.vision_cache is set, but config.trainable trains the vision encoder "
-            f"({trained[0]}), whose features change with every step: set one of them only"
+            f"({changing[0]}), whose features change with every step: set one of them only"
         )
     if jax.process_count() > 1:
         raise UserError(
@@ -66,23 +68,25 @@ class VisionCache:
       counters: how many images were encoded, and of how many the tokens were on disk.
     """
 
-    def __init__(self, run: Run, frozen: Params, fingerprints: Mapping[str, str]):
-        model = run.config.model
+    def __init__(
+        self, config: TrainConfig, setup: Setup, frozen: Params, fingerprints: Mapping[str, str]
+    ):
+        model = config.model
         self._encoded = self._found = 0
         self.counters: dict[str, Callable[[], int]] = {
             "images_encoded": lambda: self._encoded,
             "images_found": lambda: self._found,
         }
-        self._mesh = run.mesh
+        self._mesh = setup.mesh
         self._shape = (
             1,
             model.encoder.num_patches,
             model.encoder.width,
         )
         self._dtype = jnp.dtype(model.dtype)
-        self._size = min(stream.batch_size for stream in run.config.streams.values())
+        self._size = min(stream.batch_size for stream in config.streams.values())
         self._weights = {p: x for p, x in frozen.items() if model.encoder.owns(p)}
-        self._fill = _program(run)
+        self._fill = _program(setup, model.encoder)
         self._unwritten: list[tuple[list[bytes], jax.Array]] = []
         facts = {
             "version": VERSION,
@@ -92,12 +96,12 @@ class VisionCache:
         }
         name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
         self._store = FeatureStore(
-            Path(run.config.data.vision_cache) / name,
+            Path(config.data.vision_cache) / name,
             record_bytes=int(np.prod(self._shape)) * self._dtype.itemsize,
-            max_bytes=int(run.config.data.vision_cache_gib * GIB),
+            max_bytes=int(config.data.vision_cache_gib * GIB),
         )
 
-    def place(self, batches: Batches) -> Any:
+    def put(self, batches: Batches) -> Any:
         """What `to_device` does, with `patches` (B, T, F, N, D) instead of `images`."""
         self._write()
         return {name: self._place(rows) for name, rows in batches.items()}
@@ -154,11 +158,10 @@ class VisionCache:
             self._store.close()
 
 
-def _program(run: Run) -> Any:
+def _program(setup: Setup, encoder: ClipVisionConfig) -> Any:
     """(weights, patches (B, T, F, N, D), images (C, 1, F, H, W, 3), source (B, T)) → the patches
     with image i's where `source` is i, and those of all images (C, F, N, D)."""
-    shapes = run.graph.shapes()
-    graph, encoder = run.graph.placed(run.mesh), run.config.model.encoder
+    shapes, graph = setup.graph.shapes(), setup.graph.placed(setup.mesh)
     others = {path: leaf for path, leaf in shapes.items() if not encoder.owns(path)}
 
     def fill(weights, patches, images, source):
@@ -167,5 +170,5 @@ def _program(run: Run) -> Any:
         where = source[..., None, None, None]
         return jnp.where(where < 0, patches, encoded[source]), encoded
 
-    rows = batch_sharding(run.mesh)
+    rows = batch_sharding(setup.mesh)
     return jax.jit(fill, out_shardings=(rows, rows), donate_argnums=1)

@@ -16,7 +16,7 @@ class Watchdog:
     """Prints the stacks of all threads when `beat` was not called for `seconds`, and ends the
     process when it was not for twice as long; so a dead process never hangs the others.
 
-    Begins with the first `beat`, so that compilation is not timed. 0 seconds: never.
+    It begins with the first `beat`, so that compilation is not timed. 0 seconds: never.
     """
 
     def __init__(self, seconds: float, name: str = "this process"):
@@ -27,12 +27,12 @@ class Watchdog:
         self._closed = threading.Event()
 
     def beat(self, what: str) -> None:
-        """`what` begins now."""
+        """Tells that `what` begins now."""
         self._what, self._last = what, time.monotonic()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """For what may take long, such as an evaluation."""
+        """Does not watch what is inside, which may take long, such as an evaluation."""
         last, self._last = self._last, None
         try:
             yield

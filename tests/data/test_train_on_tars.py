@@ -17,8 +17,8 @@ from flamingo_jax.data.pipeline import DataConfig, StepSource, StreamConfig, bat
 from flamingo_jax.data.tokenizer import load_tokenizer
 from flamingo_jax.errors import UserError
 from flamingo_jax.schema import build
-from flamingo_jax.train.config import Config
-from flamingo_jax.train.loop import train
+from flamingo_jax.train.config import TrainConfig
+from flamingo_jax.train.loop import run
 from flamingo_jax.train.metrics import read_metrics
 from tests import tiny
 
@@ -36,7 +36,7 @@ def bad_records(path: Path) -> list[dict]:
 
 
 @pytest.fixture
-def config(tmp_path) -> Config:
+def config(tmp_path) -> TrainConfig:
     """The tiny run with its shapes, so that its compiled program is shared; six batches of eight
     pairs are one epoch."""
     values = tiny.get_config()
@@ -50,11 +50,11 @@ def config(tmp_path) -> Config:
     for name, source in (("pairs", "pairs"), ("interleaved", "mmc4")):
         values.streams[name].source = source
         values.streams[name].options = shards[source]
-    return build(Config, values.to_dict())
+    return build(TrainConfig, values.to_dict())
 
 
 def test_training_goes_on_over_bad_records(config, tmp_path):
-    train(config, tmp_path / "run", jax.devices()[:1])
+    run(config, tmp_path / "run", jax.devices()[:1])
     metrics = read_metrics(tmp_path / "run")
     assert [m["step"] for m in metrics] == [1, 2, 3, 4, 5, 6]
     assert all(np.isfinite(m["loss"]) for m in metrics)
@@ -71,7 +71,7 @@ def test_too_many_bad_records_stop_training(config, tmp_path):
     strict = dataclasses.replace(config, data=DataConfig(max_bad_fraction=0.0))
     message = r"records are bad, more than data\.max_bad_fraction 0\.0 allows.*pairs\.tar:bad"
     with pytest.raises(UserError, match=message):
-        train(strict, tmp_path / "run", jax.devices()[:1])
+        run(strict, tmp_path / "run", jax.devices()[:1])
 
 
 def read_on(tar: Path, log_file: Path) -> tuple[dict[int, int], float]:

@@ -12,15 +12,17 @@ import jax
 import pytest
 from absl import flags
 
+from flamingo_jax import train
+from flamingo_jax.data.tokenizer import load_tokenizer
 from flamingo_jax.errors import UserError
 from flamingo_jax.evaluate import __main__ as command
 from flamingo_jax.evaluate.command import few_shot
 from flamingo_jax.schema import build
-from flamingo_jax.train import few_shot as in_training
-from flamingo_jax.train.config import Config
-from flamingo_jax.train.loop import train
+from flamingo_jax.train.config import TrainConfig
+from flamingo_jax.train.few_shot import FewShot
 from flamingo_jax.train.metrics import read_metrics
 from flamingo_jax.train.setup import set_up
+from flamingo_jax.train.signals import StopOnSignal
 from tests import tiny
 from tests.evaluate.conftest import answers, lines, write_config
 
@@ -140,8 +142,8 @@ def evaluated(tmp_path_factory):
         "evaluate_every": 2,
         "few_shot": {"tasks": {"digits": {}}, "shots": (0, 1), "num_samples": 10},
     }
-    config, workdir = build(Config, values), tmp_path_factory.mktemp("evaluated")
-    train(config, workdir, jax.devices()[:1])
+    config, workdir = build(TrainConfig, values), tmp_path_factory.mktemp("evaluated")
+    train.run(config, workdir, jax.devices()[:1])
     return config, workdir
 
 
@@ -168,23 +170,26 @@ def test_an_evaluation_that_fails_costs_no_step_and_is_made_up_for(
         raise UserError("the disk with the data is gone")
 
     with monkeypatch.context() as patch:
-        patch.setattr("flamingo_jax.train.loop.few_shot", fail)
+        patch.setattr(FewShot, "scores", fail)
         with pytest.raises(UserError, match="the disk"):
-            train(config, tmp_path, jax.devices()[:1])
+            train.run(config, tmp_path, jax.devices()[:1])
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["2"]
     (tmp_path / "few_shot/4").mkdir(parents=True)  # of steps that a crash undid
     (tmp_path / "few_shot/4/manifest.json").write_text("{}")
-    train(config, tmp_path, jax.devices()[:1])
+    train.run(config, tmp_path, jax.devices()[:1])
     assert (tmp_path / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
 
 
 def test_settings_that_changed_within_an_evaluation_are_named(evaluated):
     config, workdir = evaluated
     settings = dataclasses.replace(config.few_shot, num_samples=11)
-    run = set_up(dataclasses.replace(config, few_shot=settings), jax.devices()[:1])
+    config = dataclasses.replace(config, few_shot=settings)
+    tokens = load_tokenizer(config.tokenizer, config.model.decoder.vocab_size)
+    setup = set_up(config, jax.devices()[:1])
+    evaluation = FewShot(config, setup, tokens, workdir, StopOnSignal())
     match = r"few_shot/4 holds results with other config\.few_shot\.num_samples: give those again"
     with pytest.raises(UserError, match=match):
-        in_training.few_shot(run, {}, workdir, 4, lambda: False)
+        evaluation.scores({}, 4)
 
 
 BAD_SETTINGS = {
@@ -215,5 +220,5 @@ def test_what_cannot_be_evaluated_is_told_before_training(name, tmp_path):
     few_shot = {"shots": (0, 1), "data_root": "nowhere", **settings}
     values = tiny.get_config().to_dict() | {"evaluate_every": 2, "few_shot": few_shot}
     with pytest.raises(UserError, match=message):
-        train(build(Config, values), tmp_path / "run", jax.devices()[:1])
+        train.run(build(TrainConfig, values), tmp_path / "run", jax.devices()[:1])
     assert not (tmp_path / "run").exists()

@@ -31,9 +31,9 @@ from flamingo_jax.ops.attention import (
 )
 from flamingo_jax.ops.attention_kernels import Call, Device, choose, with_alibi
 from flamingo_jax.schema import build
-from flamingo_jax.train.config import Config
+from flamingo_jax.train.config import TrainConfig
 from flamingo_jax.train.kernels import attention_calls, attention_kernels, compare_attention
-from flamingo_jax.train.program import batch_shapes
+from flamingo_jax.train.setup import batch_shapes
 from flamingo_jax.train.traced_flops import jaxpr_flops
 from tests import tiny
 
@@ -260,7 +260,7 @@ def test_flops_of_kernels_are_counted(on_gpu, monkeypatch, mesh):
 
 
 def test_the_log_names_what_the_step_uses(monkeypatch):
-    config = build(Config, tiny.get_config().to_dict())
+    config = build(TrainConfig, tiny.get_config().to_dict())
     used = set()
 
     def recorded(call, device, wanted):
@@ -282,7 +282,7 @@ def test_the_log_names_what_the_step_uses(monkeypatch):
 
 
 def test_the_log_says_why_a_kernel_is_not_the_best(monkeypatch):
-    config = build(Config, tiny.get_config().to_dict())
+    config = build(TrainConfig, tiny.get_config().to_dict())
     mesh = Mesh(np.array(jax.devices()[:1]), ("data",), axis_types=(AxisType.Auto,))
     line = attention_kernels(config, mesh)
     assert line.startswith("attention: vision, resampler, text of")

@@ -81,7 +81,7 @@ def test_gpus_that_would_be_idle_are_an_error(gpus, visible, seen):
 
 def test_one_process_agrees_with_itself_at_once():
     votes = iter([0, 15])
-    agreement = StopVote(make_mesh(MeshConfig(data=1), jax.devices()[:1]), lambda: next(votes))
-    agreement.propose()
-    assert agreement.decision() == (0, 0)
-    assert agreement.decision() == (15, 0)
+    vote = StopVote(make_mesh(MeshConfig(data=1), jax.devices()[:1]), lambda: next(votes))
+    vote.cast()
+    assert vote.result() == (0, 0)
+    assert vote.result() == (15, 0)

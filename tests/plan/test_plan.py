@@ -8,11 +8,11 @@ import pytest
 from flamingo_jax.errors import UserError
 from flamingo_jax.plan import __main__ as plan
 from flamingo_jax.plan import targets
-from flamingo_jax.plan.account import abstract_arguments, device_bytes, measure, readable_hlo
+from flamingo_jax.plan.account import device_bytes, measure, readable_hlo
 from flamingo_jax.plan.report import CPU_NOTE, text
 from flamingo_jax.schema import build
-from flamingo_jax.train.config import Config
-from flamingo_jax.train.program import build_program
+from flamingo_jax.train.config import TrainConfig
+from flamingo_jax.train.setup import set_up, shardings
 from tests import wide
 
 GIB = 2**30
@@ -22,19 +22,16 @@ GIB = 2**30
 def account():
     config = wide.get_config().to_dict()
     config["mesh"] = {"data": 2, "fsdp": 4}
-    return measure(build(Config, config), targets.open_target("cpu:8"))
+    return measure(build(TrainConfig, config), targets.open_target("cpu:8"))
 
 
 def test_arguments_are_those_of_the_arrays(account):
     """Against the arrays of a run on these devices, and against the compiler's account."""
     config = wide.get_config().to_dict()
     config["mesh"] = {"data": 2, "fsdp": 4}
-    program = build_program(build(Config, config))
-    state, frozen, batch = abstract_arguments(build(Config, config), program)
-    make = jax.jit(
-        program.random_state,
-        out_shardings=(program.state_shardings, program.frozen_shardings),
-    )
+    setup = set_up(build(TrainConfig, config))
+    state, frozen, batch = setup.arguments
+    make = jax.jit(setup.random_state, out_shardings=shardings((state, frozen)))
     arrays = make(jax.random.key(0))
     held = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(arrays))
     memory = account.per_device
@@ -42,8 +39,8 @@ def test_arguments_are_those_of_the_arrays(account):
     assert memory.arguments_gib * GIB == held + device_bytes(batch)
     parts = memory.trained_gib + memory.frozen_gib + memory.optimizer_gib + memory.batch_gib
     assert memory.arguments_gib * GIB == pytest.approx(parts * GIB + 8)  # two counters
-    with jax.set_mesh(program.mesh):
-        compiled = program.train_step.lower(state, frozen, batch).compile()
+    with jax.set_mesh(setup.mesh):
+        compiled = setup.train_step.lower(state, frozen, batch).compile()
     assert compiled.memory_analysis().argument_size_in_bytes == memory.arguments_gib * GIB
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from flamingo_jax.plan.search import largest_batch, largest_fitting
 from flamingo_jax.schema import build
-from flamingo_jax.train.config import Config
+from flamingo_jax.train.config import TrainConfig
 from tests import tiny
 
 
@@ -42,9 +42,9 @@ def test_a_batch_is_searched_among_those_that_the_mesh_can_cut(given, first):
     def sizes(config):
         return tuple(config.streams[name].batch_size for name in ("pairs", "interleaved"))
 
-    search = largest_batch(build(Config, values.to_dict()), 8, 100 * 2**30, measure)
+    search = largest_batch(build(TrainConfig, values.to_dict()), 8, 100 * 2**30, measure)
     assert sizes(search.tried[0][1].config) == first
     assert sizes(search.config) == (64, 32)
-    nothing = largest_batch(build(Config, values.to_dict()), 8, 2**30, measure)
+    nothing = largest_batch(build(TrainConfig, values.to_dict()), 8, 2**30, measure)
     assert nothing.chosen is None
     assert sizes(nothing.config) == first

@@ -8,7 +8,7 @@ from flamingo_jax import cli
 from flamingo_jax.schema import build, dump
 from flamingo_jax.train.__main__ import main
 from flamingo_jax.train.checkpoint import check_same_run
-from flamingo_jax.train.config import Config
+from flamingo_jax.train.config import TrainConfig
 from tests import tiny
 
 BAD_INPUT = {
@@ -117,7 +117,7 @@ def test_a_workdir_that_cannot_be_written(monkeypatch, capsys, tmp_path):
 
 @pytest.mark.parametrize("left", ["metrics.jsonl", "checkpoints/4/state"])
 def test_a_workdir_with_another_config(left, monkeypatch, capsys, tmp_path):
-    check_same_run(tmp_path, dump(build(Config, tiny.get_config().to_dict())))
+    check_same_run(tmp_path, dump(build(TrainConfig, tiny.get_config().to_dict())))
     (tmp_path / left).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / left).write_text('{"step": 1}\n')
     args = [f"--workdir={tmp_path}", "--config.optimizer.learning_rate=0.5"]

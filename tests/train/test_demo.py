@@ -1,13 +1,17 @@
 import numpy as np
+import pytest
 
+from configs.eval import digits as digits_config
 from flamingo_jax.data import digits
 from flamingo_jax.data.tokenizer import load_tokenizer
+from flamingo_jax.errors import UserError
 from flamingo_jax.evaluate import demo_pictures
 from flamingo_jax.evaluate.config import FewShotConfig
 from flamingo_jax.evaluate.harness import evaluate
 from flamingo_jax.evaluate.inference import model_of_run
 from flamingo_jax.evaluate.tasks import TASKS
 from flamingo_jax.models.params import model_graph
+from flamingo_jax.schema import build
 from flamingo_jax.train import demo
 from tests.conftest import random_params, small_config
 from tests.evaluate.conftest import lines
@@ -37,6 +41,19 @@ def test_a_model_in_training_is_asked(tmp_path):
     for record in lines(tmp_path / "digit_names/1-random-seed42/examples.jsonl"):
         assert len(record["images"]) == 3
         assert record["prompt"].count(record["answer"]) == 1  # one of the two names shown
+
+
+def test_another_evaluation_than_the_demos_is_refused(tmp_path):
+    config = FewShotConfig(tasks={"digits": {}})
+    with pytest.raises(
+        UserError, match=r"tasks digits and 1 seed.* give --config=configs/eval/digi"
+    ):
+        demo.evaluate(tmp_path, config)
+
+
+def test_the_demos_settings_are_a_config_file():
+    settings = build(FewShotConfig, digits_config.get_config().to_dict())
+    assert settings == build(FewShotConfig, demo.SETTINGS)
 
 
 def test_accuracy_by_hand():

@@ -11,7 +11,8 @@ from flamingo_jax.convert import __main__ as convert
 from flamingo_jax.errors import UserError
 from flamingo_jax.schema import build
 from flamingo_jax.train.checkpoint import Checkpointer
-from flamingo_jax.train.config import Config
+from flamingo_jax.train.config import TrainConfig
+from flamingo_jax.train.initial_weights import InitialWeights
 from flamingo_jax.train.setup import set_up
 from flamingo_jax.weights.model_directory import open_directory
 from tests import tiny
@@ -19,10 +20,11 @@ from tests import tiny
 
 def test_it_holds_what_was_trained_and_what_stayed_frozen(flamingo, model_dir):
     """Against the way that evaluation takes."""
-    run = set_up(build(Config, tiny.get_config().to_dict()), jax.devices()[:1])
+    config = build(TrainConfig, tiny.get_config().to_dict())
+    setup = set_up(config, jax.devices()[:1])
     with closing(Checkpointer(model_dir.parent / "run")) as checkpointer:
-        state, _ = checkpointer.restore(run.state_like())
-    frozen = run.make_frozen()
+        state, _ = checkpointer.restore(setup.state_shapes)
+    frozen = InitialWeights(setup, config.seed).frozen()
     expected = {**state.params, **frozen}
     assert flamingo.params.keys() == expected.keys()
     for path, value in expected.items():

@@ -3,17 +3,16 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import pytest
+from flamingo_jax.train.setup import batch_shapes
 
 from benchmarks.train_step_rows import run_config
 from flamingo_jax.data.packing import Packing
 from flamingo_jax.models.matmuls import BatchSize
 from flamingo_jax.models.params import model_graph, select
-from flamingo_jax.plan.account import abstract_arguments
 from flamingo_jax.plan.hlo import HloProgram
 from flamingo_jax.schema import build
-from flamingo_jax.train.config import Config
+from flamingo_jax.train.config import TrainConfig
 from flamingo_jax.train.flops import StreamCounter, step_flops
-from flamingo_jax.train.program import batch_shapes, build_program
 from flamingo_jax.train.step import stream_losses
 from flamingo_jax.train.traced_flops import jaxpr_flops
 from tests import tiny
@@ -22,17 +21,17 @@ from tests.conftest import small_config
 NEW = ("^resampler/", "^cross_attention/", "^decoder/embedding/new_rows$")
 
 
-def config_of(remat="none", trainable=NEW, **decoder) -> Config:
+def config_of(remat="none", trainable=NEW, **decoder) -> TrainConfig:
     """Widths large enough that the layers dominate, and a layer left over."""
     values = tiny.get_config().to_dict()
     values["model"]["encoder"].update(width=32)
     values["model"]["decoder"].update(width=32, num_layers=5, **decoder)
     values["model"]["remat"] = remat
     values["trainable"] = trainable
-    return build(Config, values)
+    return build(TrainConfig, values)
 
 
-def loss_of(config: Config):
+def loss_of(config: TrainConfig):
     """The loss of one update as a function of trained weights, frozen weights and batch; the shapes
     of these three."""
     graph = model_graph(config.model)
@@ -47,17 +46,17 @@ def loss_of(config: Config):
     return loss, (params, frozen, batch_shapes(config))
 
 
-def traced_flops(config: Config) -> float:
+def traced_flops(config: TrainConfig) -> float:
     """FLOPs of loss and gradient, from the program that computes them."""
     loss, shapes = loss_of(config)
     return jaxpr_flops(jax.jit(jax.grad(loss)).trace(*shapes).jaxpr)
 
 
-def compiled_flops(config: Config) -> float:
+def compiled_flops(config: TrainConfig) -> float:
     """FLOPs of the whole training step, as it is compiled for one device."""
-    program = build_program(config, jax.devices()[:1])
-    with jax.set_mesh(program.mesh):
-        traced = program.train_step.trace(*abstract_arguments(config, program))
+    setup = set_up(config, jax.devices()[:1])
+    with jax.set_mesh(setup.mesh):
+        traced = setup.train_step.trace(*setup.arguments)
     return HloProgram(traced.lower().compile().as_text()).dot_flops()
 
 

@@ -8,11 +8,10 @@ import pytest
 from jax.extend import core
 
 from flamingo_jax.parallel import sharding
-from flamingo_jax.plan.account import abstract_arguments
 from flamingo_jax.plan.hlo import HloProgram
 from flamingo_jax.schema import build
-from flamingo_jax.train.config import Config
-from flamingo_jax.train.program import build_program
+from flamingo_jax.train.config import TrainConfig
+from flamingo_jax.train.setup import set_up
 from tests import tiny
 
 
@@ -24,7 +23,7 @@ def small():
         yield
 
 
-def config_of(remat: str) -> Config:
+def config_of(remat: str) -> TrainConfig:
     """Every kind of matrix has its own shape."""
     values = tiny.get_config().to_dict()
     model = values["model"]
@@ -34,7 +33,7 @@ def config_of(remat: str) -> Config:
     model["fusion"].update(interval=2, num_heads=2, head_dim=88)
     model["remat"] = remat
     values["mesh"] = {"data": 1, "fsdp": 8}
-    return build(Config, values)
+    return build(TrainConfig, values)
 
 
 @pytest.fixture(scope="module")
@@ -53,18 +52,18 @@ def step(compiled):
 
 
 def trace(config):
-    program = build_program(config)
+    program = set_up(config)
     with jax.set_mesh(program.mesh):
-        return program, program.train_step.trace(*abstract_arguments(config, program))
+        return program, program.train_step.trace(*program.arguments)
 
 
 def layer_shapes(program, paths) -> dict[str, tuple[int, ...]]:
     """Sorted shapes of split parameters while their layer computes, by path."""
-    placed = {**program.state_shardings.params, **program.frozen_shardings}
+    shapes = {**program.state_shapes.params, **program.frozen_shapes}
     return {
         path: tuple(sorted(leaf.shape[program.graph.facts[path].stacked :]))
         for path, leaf in program.graph.shapes().items()
-        if path in paths and "fsdp" in placed[path].spec
+        if path in paths and "fsdp" in shapes[path].sharding.spec
     }
 
 

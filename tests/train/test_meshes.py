@@ -12,14 +12,15 @@ from flamingo_jax.data.packing import Packing
 from flamingo_jax.parallel.mesh import MeshConfig
 from flamingo_jax.parallel.sharding import to_device
 from flamingo_jax.schema import build
-from flamingo_jax.train import loop as training
+from flamingo_jax.train import feed
 from flamingo_jax.train.checkpoint import Checkpointer
-from flamingo_jax.train.config import Config
+from flamingo_jax.train.config import TrainConfig
+from flamingo_jax.train.loop import run
 from flamingo_jax.train.metrics import read_metrics
 from flamingo_jax.train.setup import set_up
 from tests import wide
 
-CONFIG = build(Config, wide.get_config().to_dict())
+CONFIG = build(TrainConfig, wide.get_config().to_dict())
 MESHES = {
     "1 device": MeshConfig(data=1),
     "4: fsdp": MeshConfig(data=1, fsdp=4),
@@ -29,7 +30,7 @@ MESHES = {
 HYBRID = "8: data 2 × fsdp 4"
 
 
-def config_and_devices(mesh: str, model: str = "") -> tuple[Config, list[jax.Device]]:
+def config_and_devices(mesh: str, model: str = "") -> tuple[TrainConfig, list[jax.Device]]:
     config = dataclasses.replace(CONFIG, mesh=MESHES[mesh], init_from=model)
     return config, jax.devices()[: int(mesh[0])]
 
@@ -57,9 +58,9 @@ class Runs:
                 return to_device(batch, mesh)
 
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(training, "to_device", note)
+                patch.setattr(feed, "to_device", note)
                 config, devices = config_and_devices(mesh, self.model)
-                training.train(config, workdir, devices)
+                run(config, workdir, devices)
         return workdir
 
 
@@ -77,8 +78,8 @@ def assert_same_losses(one: Path, other: Path, steps: range = range(1, 21)) -> N
 
 
 def test_the_wide_model_is_really_split():
-    run = set_up(*config_and_devices("8: data 2 × fsdp 2 × tensor 2"))
-    specs = [s.spec for s in run.state_shardings.params.values()]
+    setup = set_up(*config_and_devices("8: data 2 × fsdp 2 × tensor 2"))
+    specs = [s.sharding.spec for s in setup.state_shapes.params.values()]
     assert sum("fsdp" in str(spec) for spec in specs) >= 2
     assert sum("tensor" in str(spec) for spec in specs) >= 8
 
@@ -97,13 +98,13 @@ def test_documents_that_share_places_train_alike_on_every_mesh(runs, tmp_path):
         config, devices = config_and_devices(mesh, runs.model)
         streams = {"interleaved": dataclasses.replace(stream, pack=packing)}
         config = dataclasses.replace(config, streams=streams, num_steps=3, accumulation_steps=1)
-        training.train(config, tmp_path / mesh, devices)
+        run(config, tmp_path / mesh, devices)
     assert_same_losses(tmp_path / "1 device", tmp_path / HYBRID, range(1, 4))
 
 
 def saved_state(workdir: Path, mesh: str) -> dict[str, bytes]:
     checkpointer = Checkpointer(workdir)
-    state, facts = checkpointer.restore(set_up(*config_and_devices(mesh)).state_like())
+    state, facts = checkpointer.restore(set_up(*config_and_devices(mesh)).state_shapes)
     checkpointer.close()
     assert facts["step"] == 5
     leaves = jax.tree_util.tree_leaves_with_path(state)

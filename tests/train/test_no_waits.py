@@ -9,49 +9,63 @@ import pytest
 
 from flamingo_jax.data.pipeline import StepSource
 from flamingo_jax.schema import build
-from flamingo_jax.train import loop as training
-from flamingo_jax.train.config import Config
+from flamingo_jax.train import feed, loop
+from flamingo_jax.train.config import TrainConfig
+from flamingo_jax.train.feed import DevicePrefetcher
 from flamingo_jax.train.metrics import read_metrics
 from flamingo_jax.train.progress import Progress
 from flamingo_jax.train.setup import set_up
 from flamingo_jax.train.speed import read_ledger
 from tests import tiny
 
-CONFIG = build(Config, tiny.get_config().to_dict())
+CONFIG = build(TrainConfig, tiny.get_config().to_dict())
 
 
 def steps_and_events(monkeypatch) -> list[str]:
     """What the loop does from now on, in its order."""
     events: list[str] = []
-    read, to_device, finish = training._read, training.to_device, Progress.finish_last
 
-    def note_reads(*args):
-        for number, element in enumerate(read(*args), 1):
-            events.append(f"fetch {number}")
-            yield element
+    def note(event: str) -> None:
+        events.append(f"{event} {1 + sum(e.startswith(event) for e in events)}")
 
-    def note_places(batch, mesh):
-        events.append(f"place {1 + sum(event.startswith('place') for event in events)}")
-        return to_device(batch, mesh)
+    class NotingPrefetcher(DevicePrefetcher):
+        def __init__(self, elements, count, put):
+            def fetched():
+                for element in elements:
+                    note("fetch")
+                    yield element
+
+            def noted(element):
+                note("put")
+                return put(element)
+
+            super().__init__(fetched(), count, noted)
+
+    class NotingProgress(Progress):
+        waiting = 0
+
+        def defer(self, step, metrics):
+            super().defer(step, metrics)
+            self.waiting = step
+
+        def flush(self):
+            if self.waiting:
+                events.append(f"wait {self.waiting}")
+            self.waiting = 0
+            super().flush()
 
     def note_steps(*args):
-        run = set_up(*args)
+        setup = set_up(*args)
 
         def train_step(state, frozen, batch):
-            events.append(f"step {1 + sum(event.startswith('step') for event in events)}")
-            return run.train_step(state, frozen, batch)
+            note("step")
+            return setup.train_step(state, frozen, batch)
 
-        return dataclasses.replace(run, train_step=train_step)
+        return dataclasses.replace(setup, train_step=train_step)
 
-    def note_waits(progress):
-        if progress._last is not None:
-            events.append(f"wait {progress._last[0]}")
-        finish(progress)
-
-    monkeypatch.setattr(training, "_read", note_reads)
-    monkeypatch.setattr(training, "to_device", note_places)
-    monkeypatch.setattr(training, "set_up", note_steps)
-    monkeypatch.setattr(Progress, "finish_last", note_waits)
+    monkeypatch.setattr(feed, "DevicePrefetcher", NotingPrefetcher)
+    monkeypatch.setattr(loop, "Progress", NotingProgress)
+    monkeypatch.setattr(loop, "set_up", note_steps)
     return events
 
 
@@ -60,14 +74,14 @@ def test_devices_have_the_next_step_before_anyone_waits_for_the_last(monkeypatch
     events = steps_and_events(monkeypatch)
     # A save waits for its step.
     config = dataclasses.replace(CONFIG, checkpoint_every=CONFIG.num_steps)
-    training.train(config, tmp_path, jax.devices()[:1])
+    loop.run(config, tmp_path, jax.devices()[:1])
     when = {event: index for index, event in enumerate(events)}
     assert len(when) == len(events)
     for step in range(2, CONFIG.num_steps):
         # The input of the next step moves, and the one after it is read, while two steps are queued
         # on the devices: this one, and the last one, which nobody has waited for.
         during = events[when[f"step {step}"] + 1 : when[f"wait {step - 1}"]]
-        assert during[0] == f"place {step + 1}"
+        assert during[0] == f"put {step + 1}"
         assert during[1:] == ([f"fetch {step + 2}"] if step + 2 <= CONFIG.num_steps else [])
         assert when[f"wait {step - 1}"] + 1 == when[f"step {step + 1}"]
     assert events[-2:] == ["wait 5", "wait 6"]
@@ -83,7 +97,7 @@ def test_batches_before_a_failure_are_all_used(monkeypatch, tmp_path):
 
     monkeypatch.setattr(StepSource, "read", fail)
     with pytest.raises(OSError, match="the disk is gone"):
-        training.train(CONFIG, tmp_path, jax.devices()[:1])
+        loop.run(CONFIG, tmp_path, jax.devices()[:1])
     assert [m["step"] for m in read_metrics(tmp_path)] == [1, 2, 3]
 
 
@@ -92,9 +106,9 @@ def facts(workdir: Path, name: str) -> list:
 
 
 def test_one_compilation_serves_all_steps(tmp_path, capsys):
-    training.train(CONFIG, tmp_path, jax.devices()[:1])
+    loop.run(CONFIG, tmp_path, jax.devices()[:1])
     shutil.rmtree(tmp_path / "checkpoints/6")
-    training.train(CONFIG, tmp_path, jax.devices()[:1])  # from step 4 on
+    loop.run(CONFIG, tmp_path, jax.devices()[:1])  # from step 4 on
     assert facts(tmp_path, "compiled") == [1, 1, 1, 1, 1, 1]
     assert "compiled anew" not in capsys.readouterr().err
 
@@ -111,7 +125,7 @@ def test_another_compilation_is_counted_and_told(monkeypatch, tmp_path, capsys):
         return batches, drawn
 
     monkeypatch.setattr(StepSource, "read", shorter)
-    training.train(CONFIG, tmp_path, jax.devices()[:1])
+    loop.run(CONFIG, tmp_path, jax.devices()[:1])
     # Told one step late: step 4 had been sent when step 3 was.
     assert facts(tmp_path, "compiled") == [1, 2, 2, 2, 2]
     warnings = [line for line in capsys.readouterr().err.splitlines() if "compiled anew" in line]
@@ -121,7 +135,7 @@ def test_another_compilation_is_counted_and_told(monkeypatch, tmp_path, capsys):
 
 
 def test_the_start_is_told_by_its_parts(tmp_path, capsys):
-    training.train(CONFIG, tmp_path, jax.devices()[:1])
+    loop.run(CONFIG, tmp_path, jax.devices()[:1])
     (parts,) = facts(tmp_path, "start_up")
     assert list(parts) == ["devices", "weights", "first batch", "compilation", "first step"]
     assert all(seconds >= 0 for seconds in parts.values())

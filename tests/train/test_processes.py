@@ -17,15 +17,15 @@ import pytest
 
 from flamingo_jax.schema import build
 from flamingo_jax.train.checkpoint import Checkpointer
-from flamingo_jax.train.config import Config
-from flamingo_jax.train.loop import train
+from flamingo_jax.train.config import TrainConfig
+from flamingo_jax.train.loop import run
 from flamingo_jax.train.metrics import read_metrics
 from flamingo_jax.train.setup import set_up
 from tests import WITHOUT_TORCH, wide
 
 ROOT = Path(__file__).parents[2]
 CHANGES = {"num_steps": 16, "checkpoint_every": 4, "dead_after_seconds": 20}
-CONFIG = build(Config, wide.get_config().to_dict() | CHANGES)
+CONFIG = build(TrainConfig, wide.get_config().to_dict() | CHANGES)
 TIME_OUT = CONFIG.dead_after_seconds + 30.0  # within which the others end when one process is gone
 pytestmark = pytest.mark.slow
 
@@ -99,7 +99,7 @@ def model(tmp_path_factory):
 @pytest.fixture(scope="module")
 def one_device(model, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("one_device")
-    train(dataclasses.replace(CONFIG, init_from=model), workdir, jax.devices()[:1])
+    run(dataclasses.replace(CONFIG, init_from=model), workdir, jax.devices()[:1])
     return workdir
 
 
@@ -132,7 +132,7 @@ def test_four_processes_give_the_losses_of_one_device(one_device, model, tmp_pat
 
 def final_state(workdir: Path):
     with closing(Checkpointer(workdir)) as checkpointer:
-        state, facts = checkpointer.restore(set_up(CONFIG, jax.devices()[:1]).state_like())
+        state, facts = checkpointer.restore(set_up(CONFIG, jax.devices()[:1]).state_shapes)
     assert facts["step"] == CONFIG.num_steps
     return state
 
@@ -216,6 +216,4 @@ def test_a_process_that_hangs_ends_the_others_with_their_stacks(model, tmp_path)
     assert re.search(
         r"\[0\] process 0: step \d+ has taken more than 10 s; its threads", launch.output
     )
-    assert re.search(
-        r'\[0\]   File ".*flamingo_jax/train/loop.py", line \d+ in train', launch.output
-    )
+    assert re.search(r'\[0\]   File ".*flamingo_jax/train/loop.py", line \d+ in run', launch.output)

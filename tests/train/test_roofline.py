@@ -7,12 +7,12 @@ import jax
 import pytest
 
 from flamingo_jax.models.params import model_graph, select
-from flamingo_jax.train.config import Config
+from flamingo_jax.train.config import TrainConfig
 from flamingo_jax.train.roofline import OPTIMIZER, Ceilings, PartFloor, floor_seconds, step_floor
 from tests.train.test_flops import NEW, config_of, loss_of
 
 
-def kept_bytes(config: Config) -> int:
+def kept_bytes(config: TrainConfig) -> int:
     """Of all that JAX keeps from the forward to the backward pass, weights included."""
     loss, shapes = loss_of(config)
 
@@ -23,7 +23,7 @@ def kept_bytes(config: Config) -> int:
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(kept))
 
 
-def saved(config: Config) -> float:
+def saved(config: TrainConfig) -> float:
     return sum(floor.saved_bytes for floor in step_floor(config).values())
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from flamingo_jax.schema import build
 from flamingo_jax.train import speed
-from flamingo_jax.train.config import Config
+from flamingo_jax.train.config import TrainConfig
 from flamingo_jax.train.flops import step_flops
 from flamingo_jax.train.speed import Throughput, read_ledger, seconds_at_peak
 from tests import tiny
@@ -41,9 +41,9 @@ def test_rates_and_shares_of_the_time(clock, tmp_path):
     facts.begin(1, {"compilation": 20})
     assert facts.facts(1) == {}
     clock.now += 6
-    with facts.paused_for("data"):
+    with facts.paused("data"):
         clock.now += 3
-    with facts.paused_for("save"):
+    with facts.paused("save"):
         clock.now += 1
     assert facts.facts(11) == pytest.approx(
         {
@@ -64,7 +64,7 @@ def test_time_beside_the_devices_work_is_not_lost(clock, tmp_path):
     facts = Throughput(tmp_path / "ledger", start=0, per_step={})
     facts.begin(1, {})
     for idle in (False, True):
-        with facts.paused_for("data", beside=SimpleNamespace(is_ready=lambda idle=idle: idle)):
+        with facts.paused("data", pending=SimpleNamespace(is_ready=lambda idle=idle: idle)):
             clock.now += 2
     assert facts.facts(2)["data_wait"] == pytest.approx(1 / 2)
 
@@ -93,7 +93,7 @@ def test_the_ledger_survives_restarts_and_lost_steps_do_not_count(clock, tmp_pat
     [("NVIDIA A100-SXM4-40GB", 312e12), ("TPU v5 lite", 197e12), ("TPU v5", 459e12)],
 )
 def test_the_fastest_possible_step(kind, peak):
-    config = build(Config, tiny.get_config().to_dict())
+    config = build(TrainConfig, tiny.get_config().to_dict())
     device = SimpleNamespace(device_kind=kind)
     assert seconds_at_peak(config, [device] * 4) == step_flops(config).total / (4 * peak)
     assert seconds_at_peak(config, [SimpleNamespace(device_kind="cpu")]) is None

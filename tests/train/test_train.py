@@ -12,39 +12,49 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from flamingo_jax.data.pipeline import make_streams
+from flamingo_jax.data.tokenizer import load_tokenizer
 from flamingo_jax.errors import UserError
+from flamingo_jax.evaluate.config import FewShotConfig
 from flamingo_jax.models.params import model_graph
 from flamingo_jax.parallel.mesh import MeshConfig
 from flamingo_jax.parallel.sharding import to_device
 from flamingo_jax.schema import build
 from flamingo_jax.train.checkpoint import Checkpointer
-from flamingo_jax.train.config import Config
-from flamingo_jax.train.demo import evaluate
+from flamingo_jax.train.config import TrainConfig
+from flamingo_jax.train.demo import SETTINGS, evaluate
 from flamingo_jax.train.fingerprint import fingerprints
-from flamingo_jax.train.loop import train
+from flamingo_jax.train.initial_weights import InitialWeights
+from flamingo_jax.train.loop import run
 from flamingo_jax.train.metrics import read_metrics
-from flamingo_jax.train.setup import set_up
+from flamingo_jax.train.setup import Setup, set_up, shardings
 from flamingo_jax.weights.model_directory import Provenance, write_directory
 from flamingo_jax.weights.views import LazyArray
 from tests import tiny
 from tests.train.test_checkpoint import files_no_larger_than
 
-CONFIG = build(Config, tiny.get_config().to_dict())
+CONFIG = build(TrainConfig, tiny.get_config().to_dict())
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """The working directory of a finished run on one device."""
     workdir = tmp_path_factory.mktemp("one_device")
-    train(CONFIG, workdir, jax.devices()[:1])
+    run(CONFIG, workdir, jax.devices()[:1])
     return workdir
 
 
-def final_params(workdir: Path, config: Config = CONFIG, devices=None):
-    run = set_up(config, devices or jax.devices()[:1])
+def final_params(workdir: Path, config: TrainConfig = CONFIG, devices=None):
+    setup = set_up(config, devices or jax.devices()[:1])
     with closing(Checkpointer(workdir)) as checkpointer:
-        state, _ = checkpointer.restore(run.state_like())
+        state, _ = checkpointer.restore(setup.state_shapes)
     return jax.tree.map(np.asarray, state.params)
+
+
+def beginning(config: TrainConfig, setup: Setup):
+    """(state, frozen) before the first step."""
+    initial = InitialWeights(setup, config.seed, config.init_from)
+    return initial.state(), initial.frozen()
 
 
 def test_a_run_leaves_metrics_checkpoints_and_tensorboard(trained):
@@ -60,20 +70,22 @@ def test_a_run_leaves_metrics_checkpoints_and_tensorboard(trained):
 @pytest.mark.parametrize("mesh", [{}, {"fsdp": 4}], ids=["data 8", "data 2 × fsdp 4"])
 def test_eight_devices_give_the_losses_of_one(trained, tmp_path, mesh):
     sharded = dataclasses.replace(CONFIG, mesh=MeshConfig(**mesh))
-    train(sharded, tmp_path)
+    run(sharded, tmp_path)
     for one, eight in zip(read_metrics(trained), read_metrics(tmp_path), strict=True):
         for name, value in one.items():
             np.testing.assert_allclose(eight[name], value, rtol=2e-4, atol=1e-6, err_msg=name)
 
 
 def test_frozen_leaves_stay_bitwise_as_they_were():
-    run = set_up(CONFIG, jax.devices()[:1])
-    state, frozen = run.make_state()
+    setup = set_up(CONFIG, jax.devices()[:1])
+    state, frozen = beginning(CONFIG, setup)
+    tokens = load_tokenizer(CONFIG.tokenizer, CONFIG.model.decoder.vocab_size)
+    streams = make_streams(CONFIG.streams, tokens, CONFIG.model.encoder.image_size)
     before = jax.tree.map(np.array, (state.params, frozen))
     for step in range(3):
-        rows = {n: s.batch(step, (0, i)) for i, (n, s) in enumerate(sorted(run.streams.items()))}
-        with jax.set_mesh(run.mesh):
-            state, _ = run.train_step(state, frozen, to_device(rows, run.mesh))
+        rows = {n: s.batch(step, (0, i)) for i, (n, s) in enumerate(sorted(streams.items()))}
+        with jax.set_mesh(setup.mesh):
+            state, _ = setup.train_step(state, frozen, to_device(rows, setup.mesh))
     assert before[1]
     for path, value in before[1].items():
         assert np.array(frozen[path]).tobytes() == value.tobytes(), path
@@ -83,16 +95,16 @@ def test_frozen_leaves_stay_bitwise_as_they_were():
 
 def test_checkpoints_hold_no_byte_of_a_frozen_leaf(trained):
     """Counted twice: the leaves that Orbax lists, and the bytes on the disk."""
-    run = set_up(CONFIG, jax.devices()[:1])
+    setup = set_up(CONFIG, jax.devices()[:1])
     metadata = json.loads((trained / "checkpoints/6/state/_METADATA").read_text())
     saved = [
         tuple(part["key"] for part in entry["key_metadata"])
         for entry in metadata["tree_metadata"].values()
     ]
-    assert {path[-1] for path in saved if path[0] == "params"} == set(run.trained)
-    for path in run.graph.shapes():
+    assert {path[-1] for path in saved if path[0] == "params"} == set(setup.trained)
+    for path in setup.graph.shapes():
         copies = sum(path in key for key in saved)
-        assert copies == (3 if path in run.trained else 0), path  # itself and Adam's two moments
+        assert copies == (3 if path in setup.trained else 0), path  # itself and Adam's two moments
 
 
 def test_checkpoint_size_does_not_grow_with_the_frozen_model(trained, tmp_path):
@@ -104,7 +116,7 @@ def test_checkpoint_size_does_not_grow_with_the_frozen_model(trained, tmp_path):
     large.model.encoder.mlp_width = 4096
     large.model.decoder.mlp_width = 4096
     large.num_steps = large.checkpoint_every = 1
-    train(build(Config, large.to_dict()), tmp_path, jax.devices()[:1])
+    run(build(TrainConfig, large.to_dict()), tmp_path, jax.devices()[:1])
     frozen_bytes = 4 * 2 * 16 * 4096 * 2  # bfloat16 up and down kernels of four layers
     small_bytes = checkpoint_bytes(trained) / 2  # it kept two checkpoints
     assert checkpoint_bytes(tmp_path) < small_bytes + frozen_bytes / 10
@@ -112,13 +124,15 @@ def test_checkpoint_size_does_not_grow_with_the_frozen_model(trained, tmp_path):
 
 def test_a_finished_run_has_nothing_left_to_do(trained, capsys):
     before = (trained / "metrics.jsonl").read_text()
-    train(CONFIG, trained, jax.devices()[:1])
+    run(CONFIG, trained, jax.devices()[:1])
     assert "resumed from step 6" in capsys.readouterr().out
     assert (trained / "metrics.jsonl").read_text() == before
 
 
 def test_evaluation_writes_results_and_pictures(trained, capsys):
-    path = evaluate(trained)
+    tasks = {**SETTINGS["tasks"], "digit_names": {"num_prompts": 6}}
+    changes = {"tasks": tasks, "shots": (0, 2), "batch_size": 4}
+    path = evaluate(trained, build(FewShotConfig, SETTINGS | changes))
     results = json.loads(path.read_text())
     assert set(results) == {"naming", "binding"}
     assert results["naming"]["n"] == 397
@@ -144,15 +158,15 @@ def model_directory(tmp_path_factory):
 def test_a_run_begins_with_the_weights_of_a_model_directory(model_directory):
     folder, weights = model_directory
     config = dataclasses.replace(CONFIG, init_from=str(folder), mesh=MeshConfig(fsdp=2))
-    run = set_up(config, jax.devices()[:2])
-    state, frozen = run.make_state()
+    setup = set_up(config, jax.devices()[:2])
+    state, frozen = beginning(config, setup)
     assert state.params.keys() | frozen.keys() == weights.keys()
     for path, value in weights.items():
-        if path in run.trained:
+        if path in setup.trained:
             np.testing.assert_array_equal(state.params[path], value)
         else:
             np.testing.assert_array_equal(frozen[path], value.astype(jnp.bfloat16))
-    leaves = jax.tree.leaves((state, run.state_shardings))
+    leaves = jax.tree.leaves((state, shardings(setup.state_shapes)))
     half = len(leaves) // 2
     for value, sharding in zip(leaves[:half], leaves[half:], strict=True):
         assert value.sharding.is_equivalent_to(sharding, value.ndim)
@@ -163,7 +177,7 @@ def test_a_model_directory_of_another_model_is_refused(model_directory):
     model = dataclasses.replace(CONFIG.model, decoder=decoder)
     config = dataclasses.replace(CONFIG, model=model, init_from=str(model_directory[0]))
     with pytest.raises(UserError, match="differ in 9 parameters, such as decoder/layers/0/mlp"):
-        set_up(config)
+        beginning(config, set_up(config))
 
 
 def test_a_resume_beside_other_frozen_weights_is_refused(model_directory, tmp_path):
@@ -175,8 +189,8 @@ def test_a_resume_beside_other_frozen_weights_is_refused(model_directory, tmp_pa
 
     write()
     config = dataclasses.replace(CONFIG, init_from=str(tmp_path / "model"))
-    run = set_up(config, jax.devices()[:1])
-    state, frozen = run.make_state()
+    setup = set_up(config, jax.devices()[:1])
+    state, frozen = beginning(config, setup)
     with closing(Checkpointer(tmp_path / "run", keep=1)) as checkpointer:
         checkpointer.save(1, state, {"frozen": fingerprints(frozen)})
     path = "decoder/layers/0/mlp/up/kernel"
@@ -185,7 +199,7 @@ def test_a_resume_beside_other_frozen_weights_is_refused(model_directory, tmp_pa
     shutil.rmtree(tmp_path / "model")
     write()
     with pytest.raises(UserError, match=f"checkpoint of step 1 .* 1 differ, such as {path}"):
-        train(config, tmp_path / "run", jax.devices()[:1])
+        run(config, tmp_path / "run", jax.devices()[:1])
 
 
 # Orbax leaves what failed to the garbage collector, which complains.
@@ -198,9 +212,9 @@ def test_a_full_disk_stops_the_run_with_its_cause(trained, tmp_path):
         files_no_larger_than(2**14),
         pytest.raises(UserError, match=r"step 6 could not be saved .*File too large.* of step 4$"),
     ):
-        train(CONFIG, workdir, jax.devices()[:1])
+        run(CONFIG, workdir, jax.devices()[:1])
     gc.collect()
-    train(CONFIG, workdir, jax.devices()[:1])  # room again
+    run(CONFIG, workdir, jax.devices()[:1])  # room again
     assert (workdir / "metrics.jsonl").read_text() == (trained / "metrics.jsonl").read_text()
     jax.tree.map(np.testing.assert_array_equal, final_params(workdir), final_params(trained))
 
@@ -214,5 +228,5 @@ def test_a_steps_line_is_written_before_its_checkpoint(tmp_path, monkeypatch):
         save(self, step, *args)
 
     monkeypatch.setattr(Checkpointer, "save", note)
-    train(CONFIG, tmp_path, jax.devices()[:1])
+    run(CONFIG, tmp_path, jax.devices()[:1])
     assert seen == [(4, 4), (6, 6)]

@@ -7,20 +7,20 @@ from pathlib import Path
 import jax
 import pytest
 
-from flamingo_jax.data.pipeline import StepSource
+from flamingo_jax.data.pipeline import StepSource, make_streams
+from flamingo_jax.data.tokenizer import load_tokenizer
 from flamingo_jax.errors import UserError
 from flamingo_jax.parallel.mesh import MeshConfig
 from flamingo_jax.schema import build
-from flamingo_jax.train.config import Config
-from flamingo_jax.train.loop import train
-from flamingo_jax.train.setup import set_up
+from flamingo_jax.train.config import TrainConfig
+from flamingo_jax.train.loop import run
 from flamingo_jax.train.speed import read_ledger
 from tests import tiny
 from tests.data.corpora import mmc4_samples, pair_samples, write_tar
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory) -> Config:
+def config(tmp_path_factory) -> TrainConfig:
     """Six steps of eight rows a stream: pairs are seen four times, documents eight times."""
     folder = tmp_path_factory.mktemp("corpora")
     values = tiny.get_config()
@@ -34,10 +34,10 @@ def config(tmp_path_factory) -> Config:
         "min_image_bytes": 0,
         "similarity_threshold": 0.0,
     }
-    return build(Config, values.to_dict())
+    return build(TrainConfig, values.to_dict())
 
 
-def cached(config: Config, folder: Path, gib: float = 1.0) -> Config:
+def cached(config: TrainConfig, folder: Path, gib: float = 1.0) -> TrainConfig:
     data = dataclasses.replace(config.data, vision_cache=str(folder), vision_cache_gib=gib)
     return dataclasses.replace(config, data=data)
 
@@ -46,7 +46,7 @@ def cached(config: Config, folder: Path, gib: float = 1.0) -> Config:
 def plain(config, tmp_path_factory):
     """metrics.jsonl of a run that encodes every image in every step."""
     workdir = tmp_path_factory.mktemp("plain")
-    train(config, workdir, jax.devices()[:1])
+    run(config, workdir, jax.devices()[:1])
     return (workdir / "metrics.jsonl").read_text()
 
 
@@ -54,7 +54,7 @@ def plain(config, tmp_path_factory):
 def filled(config, tmp_path_factory):
     """A run that filled its cache, which is beside it."""
     folder = tmp_path_factory.mktemp("cached")
-    train(cached(config, folder / "cache"), folder / "run", jax.devices()[:1])
+    run(cached(config, folder / "cache"), folder / "run", jax.devices()[:1])
     return folder
 
 
@@ -67,7 +67,8 @@ def test_losses_are_bitwise_those_without_a_cache(filled, plain):
 
 
 def test_an_image_is_encoded_once_in_all_epochs(config, filled):
-    streams = set_up(config, jax.devices()[:1]).streams
+    tokens = load_tokenizer(config.tokenizer, config.model.decoder.vocab_size)
+    streams = make_streams(config.streams, tokens, config.model.encoder.image_size)
     source = StepSource(streams, config.seed, config.num_steps)
     shown = [
         image.tobytes()
@@ -83,7 +84,7 @@ def test_an_image_is_encoded_once_in_all_epochs(config, filled):
 
 def test_a_run_beside_a_filled_cache_encodes_nothing(config, filled, plain, tmp_path):
     """As does a resumed one."""
-    train(cached(config, filled / "cache"), tmp_path, jax.devices()[:1])
+    run(cached(config, filled / "cache"), tmp_path, jax.devices()[:1])
     assert count(tmp_path, "images_encoded") == [0] * 5
     assert (tmp_path / "metrics.jsonl").read_text() == plain
 
@@ -96,9 +97,9 @@ def test_a_run_may_go_on_with_a_cache_and_without(config, plain, tmp_path):
     assert (tmp_path / "run/metrics.jsonl").read_text() == plain
 
 
-def stop_after(step: int, config: Config, workdir: Path) -> None:
+def stop_after(step: int, config: TrainConfig, workdir: Path) -> None:
     """Train, and undo what comes after a step."""
-    train(config, workdir, jax.devices()[:1])
+    run(config, workdir, jax.devices()[:1])
     for checkpoint in (workdir / "checkpoints").iterdir():
         if int(checkpoint.name) > step:
             shutil.rmtree(checkpoint)
@@ -111,7 +112,7 @@ def test_damage_and_a_full_cache_change_nothing(config, filled, plain, tmp_path,
     data[100] ^= 1
     records.write_bytes(data)
     config = cached(config, tmp_path / "cache", gib=len(data) / 2**30)
-    train(config, tmp_path / "run", jax.devices()[:1])
+    run(config, tmp_path / "run", jax.devices()[:1])
     assert (tmp_path / "run/metrics.jsonl").read_text() == plain
     assert count(tmp_path / "run", "images_encoded")[-1] > 1  # in every epoch
     assert capsys.readouterr().err.count("it has reached config.data.vision_cache_gib") == 1
@@ -120,7 +121,7 @@ def test_damage_and_a_full_cache_change_nothing(config, filled, plain, tmp_path,
 def test_another_model_finds_nothing(config, filled, tmp_path):
     shutil.copytree(filled / "cache", tmp_path / "cache")
     other = cached(dataclasses.replace(config, seed=1, num_steps=3), tmp_path / "cache")
-    train(other, tmp_path / "run", jax.devices()[:1])
+    run(other, tmp_path / "run", jax.devices()[:1])
     assert count(tmp_path / "run", "images_encoded")[-1] > 0
     assert len(list((tmp_path / "cache").iterdir())) == 2
 
@@ -129,8 +130,8 @@ def test_eight_devices_share_a_cache(config, plain, tmp_path):
     """Written split over a mesh, read on another one."""
     config = cached(config, tmp_path / "cache")
     fsdp = dataclasses.replace(config, mesh=MeshConfig(fsdp=4))
-    train(fsdp, tmp_path / "eight")
-    train(config, tmp_path / "one", jax.devices()[:1])
+    run(fsdp, tmp_path / "eight")
+    run(config, tmp_path / "one", jax.devices()[:1])
     assert count(tmp_path / "one", "images_encoded")[-1] == 0
     assert count(tmp_path / "eight", "images_encoded")[-1] > 0
 
@@ -139,17 +140,17 @@ def test_a_trained_vision_encoder_is_refused(config, tmp_path):
     trained = dataclasses.replace(config, trainable=("^vision/layers/", *config.trainable))
     message = r"config\.trainable trains the vision encoder \(vision/layers/.*set one of them only"
     with pytest.raises(UserError, match=message):
-        train(cached(trained, tmp_path / "cache"), tmp_path / "run", jax.devices()[:1])
+        run(cached(trained, tmp_path / "cache"), tmp_path / "run", jax.devices()[:1])
     assert not (tmp_path / "run").exists()
 
 
 def test_several_processes_are_refused(config, tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(UserError, match="for one process, this run has 2"):
-        train(cached(config, tmp_path / "cache"), tmp_path / "run", jax.devices()[:1])
+        run(cached(config, tmp_path / "cache"), tmp_path / "run", jax.devices()[:1])
 
 
 def test_a_directory_that_cannot_be_made_is_refused(config, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot be made \(Not a directory\)"):
-        train(cached(config, tmp_path / "file/cache"), tmp_path / "run", jax.devices()[:1])
+        run(cached(config, tmp_path / "file/cache"), tmp_path / "run", jax.devices()[:1])
