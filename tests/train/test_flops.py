@@ -3,7 +3,6 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import pytest
-from flamingo_jax.train.setup import batch_shapes
 
 from benchmarks.train_step_rows import run_config
 from flamingo_jax.data.packing import Packing
@@ -13,6 +12,7 @@ from flamingo_jax.plan.hlo import HloProgram
 from flamingo_jax.schema import build
 from flamingo_jax.train.config import TrainConfig
 from flamingo_jax.train.flops import StreamCounter, step_flops
+from flamingo_jax.train.setup import batch_shapes
 from flamingo_jax.train.step import stream_losses
 from flamingo_jax.train.traced_flops import jaxpr_flops
 from tests import tiny
