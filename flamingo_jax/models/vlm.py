@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from flamingo_jax.models.connectors.perceiver import PerceiverConfig
 from flamingo_jax.models.decoder import Decoder, DecoderConfig
 from flamingo_jax.models.fusion.gated_cross_attention import GatedCrossAttentionConfig, Images
+from flamingo_jax.models.kinds import ConnectorKind, EncoderKind, FusionKind
 from flamingo_jax.models.matmuls import Account, BatchSize
 from flamingo_jax.models.text import Text, TokenLayout
 from flamingo_jax.models.transformer import LayerStack, layer_numbers, locate
@@ -73,13 +74,18 @@ class ModelConfig:
             own, numbers = locate(own, (self.encoder if is_encoder else self.connector).num_layers)
         return f"{part}/{own}", numbers
 
+    @property
+    def vectors(self) -> tuple[int, int]:
+        """How many vectors the text may see of each image, and their width."""
+        return self.connector.vectors(self.encoder.num_patches, self.encoder.width)
+
     def accounts(self, size: BatchSize) -> tuple[Account, ...]:
         """Returns what every part says of its matmuls, in the order in which gradients flow."""
         encoder, connector, fusion = self.encoder, self.connector, self.fusion
         return (
             encoder.account(size),
             connector.account(size, encoder.num_patches, encoder.width),
-            fusion.account(size, self.decoder, connector.num_latents, encoder.width),
+            fusion.account(size, self.decoder, *self.vectors),
             *self.decoder.accounts(size, fusion.interval),
         )
 
@@ -102,6 +108,12 @@ class ModelConfig:
         return self.decoder.vocab_size + 1
 
 
+# mypy holds today's kinds to what a model asks.
+_KINDS: tuple[type[EncoderKind], type[ConnectorKind], type[FusionKind]] = (
+    ClipVisionConfig,
+    PerceiverConfig,
+    GatedCrossAttentionConfig,
+)
 # Keys of configs that were written before a model had an encoder, a connector and a fusion.
 FORMER_KEYS = {"vision": "encoder", "resampler": "connector", "cross_attention": "fusion"}
 
@@ -131,7 +143,8 @@ class VisionLanguageModel(nnx.Module):
         setattr(self, encoder.parameters, encoder.make(**how))
         setattr(self, connector.parameters, connector.make(encoder.width, **how))
         self.decoder = Decoder(config.decoder, interval=fusion.interval, **how)
-        inserted = fusion.make(config.decoder, encoder.width, dtype=self.dtype, rngs=rngs)
+        _, width = config.vectors
+        inserted = fusion.make(config.decoder, width, dtype=self.dtype, rngs=rngs)
         setattr(self, fusion.parameters, inserted)
 
     @property

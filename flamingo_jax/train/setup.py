@@ -200,7 +200,7 @@ def _check_rows(config: TrainConfig) -> None:
         with errors_prefixed(f"config.streams.{name}.text_length"):
             config.model.decoder.check_length(min(stream.text_length, stream.part_length))
         with errors_prefixed(f"config.streams.{name}.num_images"):
-            config.model.connector.check_media(stream.row_images)
+            config.model.connector.check_images(stream.row_images)
 
 
 def _check_batch_sizes(config: TrainConfig, row_parts: int) -> None:

@@ -75,9 +75,9 @@ def test_more_frames_than_embeddings_are_refused(rng):
 
 def test_more_images_than_embeddings_are_refused():
     config = PerceiverConfig(max_media=2)
-    config.check_media(2)
+    config.check_images(2)
     with pytest.raises(ValueError, match=r"3 media given.*raise connector\.max_media"):
-        config.check_media(3)
+        config.check_images(3)
 
 
 def test_images_of_a_row_do_not_see_each_other(rng):

@@ -4,8 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from typing_extensions import get_protocol_members
 
+from flamingo_jax.models.kinds import ConnectorKind, EncoderKind, FusionKind
 from flamingo_jax.models.params import init_params, model_graph, select
+from flamingo_jax.models.vlm import ModelConfig
 from flamingo_jax.ops.cross_entropy import weighted_nll
 from flamingo_jax.parallel.mesh import MeshConfig, make_mesh
 from flamingo_jax.text.documents import check_image_count
@@ -206,3 +209,13 @@ def test_select_names_patterns_that_match_nothing():
         select(paths, ["xattn"])
     with pytest.raises(ValueError, match="not a regular expression"):
         select(paths, ["("])
+
+
+def test_every_kind_answers_what_a_model_asks(small):
+    config: ModelConfig = small[2].config
+    for part, kind in (
+        (config.encoder, EncoderKind),
+        (config.connector, ConnectorKind),
+        (config.fusion, FusionKind),
+    ):
+        assert not get_protocol_members(kind) - {"__init__", *dir(part)}

@@ -40,6 +40,10 @@ class PerceiverConfig:
     ) -> "PerceiverResampler":
         return PerceiverResampler(self, width, remat=remat, dtype=dtype, rngs=rngs)
 
+    def vectors(self, num_patches: int, width: int) -> tuple[int, int]:
+        """Returns how many vectors an image has, and their width."""
+        return self.num_latents, width
+
     def heads(self) -> dict[str, int]:
         """Returns what a mesh's `tensor` axis must divide."""
         return {"num_heads": self.num_heads}
@@ -80,7 +84,7 @@ class PerceiverConfig:
             new=True,
         )
 
-    def check_media(self, images: int, frames: int = 1) -> None:
+    def check_images(self, images: int, frames: int = 1) -> None:
         """Raises ValueError where rows of so many images, or videos of so many frames, lack
         embeddings."""
         for name, count in (("frames", frames), ("media", images)):
@@ -193,7 +197,7 @@ class PerceiverResampler(nnx.Module):
           ValueError: more frames or images than embeddings.
         """
         images, frames = x_BTFPD.shape[1:3]
-        self.config.check_media(images, frames)
+        self.config.check_images(images, frames)
         x_BTFPD = x_BTFPD.astype(self.dtype)
         for table, count, axis in (
             (self.frame_embedding, frames, 2),

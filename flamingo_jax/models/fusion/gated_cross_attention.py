@@ -63,18 +63,18 @@ class GatedCrossAttentionConfig:
         return {"num_heads": self.num_heads}
 
     def account(
-        self, size: BatchSize, decoder: DecoderConfig, num_latents: int, image_width: int
+        self, size: BatchSize, decoder: DecoderConfig, num_vectors: int, vector_width: int
     ) -> Account:
-        """`num_latents`, `image_width`: of the vectors of one image."""
+        """`num_vectors`, `vector_width`: of one image."""
         blocks, text = decoder.num_layers // self.interval, size.rows * size.length
-        latents = size.rows * size.images * num_latents
+        vectors = size.rows * size.images * num_vectors
         slots = None if self.uniform_beyond_images else num_slots(size.length, size.images)
         return Account(
             part="cross_attention",
             parameters=self.parameters,
             stages=(Stage("text", ""),),
             weights=(
-                Weights(r"^(key|value)/kernel$", latents, "vectors", "text"),
+                Weights(r"^(key|value)/kernel$", vectors, "vectors", "text"),
                 Weights(r"kernel$", text, "text", "text"),
             ),
             scores=(
@@ -84,23 +84,23 @@ class GatedCrossAttentionConfig:
                     num_heads=self.num_heads,
                     head_width=self.head_dim,
                     num_queries=slots or size.length * size.images,  # pairs of text and images
-                    num_keys=num_latents,
+                    num_keys=num_vectors,
                     stage="text",
                     keys="vectors",
                     keys_pattern=r"^(key|value)",
                 ),
             ),
             layers=(Layers(blocks * decoder.width * text, "text"),),
-            reads=(Reads(blocks * image_width * latents, "text", "vectors"),),
+            reads=(Reads(blocks * vector_width * vectors, "text", "vectors"),),
             new=True,
         )
 
     def make(
-        self, decoder: DecoderConfig, image_width: int, *, dtype: DTypeLike, rngs: nnx.Rngs
+        self, decoder: DecoderConfig, vector_width: int, *, dtype: DTypeLike, rngs: nnx.Rngs
     ) -> "GatedCrossAttention":
         """Returns the stack of blocks that is inserted into the decoder's layers."""
         return stack(
-            lambda r: GatedCrossAttention(self, decoder.width, image_width, dtype=dtype, rngs=r),
+            lambda r: GatedCrossAttention(self, decoder.width, vector_width, dtype=dtype, rngs=r),
             decoder.num_layers // self.interval,
             rngs,
         )
@@ -167,7 +167,7 @@ class GatedCrossAttention(nnx.Module):
         self,
         config: GatedCrossAttentionConfig,
         width: int,
-        image_width: int,
+        vector_width: int,
         *,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
@@ -175,8 +175,8 @@ class GatedCrossAttention(nnx.Module):
         inner = config.num_heads * config.head_dim
         self.norm = LayerNorm(width, dtype=dtype, rngs=rngs)
         self.query = Linear(width, inner, bias=False, split="out", dtype=dtype, rngs=rngs)
-        self.key = Linear(image_width, inner, bias=False, split="out", dtype=dtype, rngs=rngs)
-        self.value = Linear(image_width, inner, bias=False, split="out", dtype=dtype, rngs=rngs)
+        self.key = Linear(vector_width, inner, bias=False, split="out", dtype=dtype, rngs=rngs)
+        self.value = Linear(vector_width, inner, bias=False, split="out", dtype=dtype, rngs=rngs)
         self.out = Linear(inner, width, bias=False, split="in", dtype=dtype, rngs=rngs)
         self.attention_gate = nnx.Param(jnp.full((), config.gate_init, jnp.float32))
         self.feed_forward = FeedForward(width, config.feed_forward_multiple, dtype=dtype, rngs=rngs)
