@@ -17,7 +17,9 @@ from flamingo_jax.data.fields import (
     json_object,
 )
 from flamingo_jax.data.records import BadRecordError, Record, RejectedError
-from flamingo_jax.text.documents import END_OF_CHUNK, IMAGE, Document
+from flamingo_jax.text.documents import Document, captioned, interleaved
+from flamingo_jax.text.special_tokens import END_OF_CHUNK, IMAGE
+from flamingo_jax.text.template import strip_marks
 
 ImageOrder = Literal["sentence", "openflamingo"]
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
@@ -34,7 +36,7 @@ class Passages:
       images: encoded, in the order of the record; a string is base64, decoded when it is chosen.
       similarity: of each text with its image; None: not known, so nothing is dropped for it.
       separator: between two texts without an image between them.
-      kind: of the document; a "pair" is one image and its caption.
+      kind: a "pair" is one image and its caption, see `to_pair`; others, see `to_document`.
       left_out: images of the record that are used no more, as far as they exist, and why.
     """
 
@@ -107,8 +109,11 @@ def place_images(
 
 
 def to_document(record: Record, passages: Passages) -> Document:
-    """An interleaved document. Texts are joined by the separator, except around an image, where one
-    blank is removed as well: tokenizers put blanks at the beginning of words."""
+    """Makes a document that is learnt from its first image on.
+
+    Texts are joined by the separator, except around an image, where one blank is removed as well:
+    tokenizers put blanks at the beginning of words.
+    """
     parts: list[str | bytes] = []
     text = ""
     for position, (passage, image) in enumerate(
@@ -123,23 +128,26 @@ def to_document(record: Record, passages: Passages) -> Document:
         else:
             text += passages.separator * (position > 0) + passage
     parts.append(text)
-    kept = tuple(part for part in parts if part)
-    return Document(record.key, kept, "interleaved", record.shard)
+    return interleaved(record.key, (part for part in parts if part), record.shard)
 
 
 def to_pair(record: Record, passages: Passages) -> Document:
-    """A captioned image. BadRecordError: no caption, or more than one image or text."""
+    """Makes a captioned image, all of it learnt.
+
+    Raises:
+      BadRecordError: no caption, or more than one image or text.
+    """
     if len(passages.texts) != 1 or len(passages.images) != 1:
         raise BadRecordError("a pair has one image and one text")
     caption = without_marks(passages.texts[0]).strip()
     if not caption:
         raise BadRecordError("empty caption")
-    return Document(record.key, (passages.image(0), caption), "pair", record.shard)
+    return captioned(record.key, (passages.image(0), caption), record.shard)
 
 
 def without_marks(text: str) -> str:
-    """Text of a corpus must not bring marks of its own: they would stand for images."""
-    text = text.replace(IMAGE, "").replace(END_OF_CHUNK, "")
+    """Removes the marks that a corpus brings itself. BadRecordError: it spells one even so."""
+    text = strip_marks(text)
     if IMAGE in text or END_OF_CHUNK in text:
         raise BadRecordError(f"the text spells {IMAGE} or {END_OF_CHUNK}")
     return text

@@ -44,6 +44,7 @@ class StreamConfig:
     Attributes:
       source: a name in `pipeline.SOURCES`; `options` are its fields.
       batch_size: rows per step, on all devices, hosts and in all micro-batches together.
+      loss: a name in `train.losses.LOSSES`.
       weight: of this stream's mean loss.
       text_length: tokens per document; a longer one is cut.
       num_images: images per document.
@@ -58,6 +59,7 @@ class StreamConfig:
     source: Literal["digits_pairs", "digits_documents", "pairs", "mmc4", "sequences", "captions"]
     options: dict[str, Any] = field(default_factory=dict)
     batch_size: int
+    loss: Literal["next_token"] = "next_token"
     weight: float = 1.0
     text_length: int
     num_images: int
@@ -164,7 +166,7 @@ class Stream:
             document, example = self._draw(position, step, key, drawn)
             documents.append(document)
             examples.append(example)
-        image_token = self.make_example.tokens.image
+        image_token = self.make_example.tokens.special.image
         check_image_count(
             np.stack([example["tokens"] for example in examples]),
             image_token,
@@ -214,7 +216,7 @@ class Stream:
     def example(self, document: Document, rng: np.random.Generator) -> Example:
         """The document's row. RejectedError: too few images are left in it, or nothing to learn."""
         example = self.make_example(document)
-        marks = int((example["tokens"] == self.make_example.tokens.image).sum())
+        marks = int((example["tokens"] == self.make_example.tokens.special.image).sum())
         if marks < self.config.min_images:
             raise RejectedError(f"{marks} images after the cut, fewer than min_images")
         if marks == 1 and rng.random() >= self.config.single_image_share:

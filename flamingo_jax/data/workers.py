@@ -9,7 +9,6 @@ import threading
 from collections.abc import Generator
 from typing import Any
 
-import grain
 from absl import flags
 
 # Read by libraries when they start: a worker computes on one core and touches no accelerator.
@@ -32,6 +31,8 @@ def prefetched(
       workers: processes; 0: one thread of this process.
       prefetch: elements kept ready, in each process.
     """
+    import grain  # it imports JAX, which describing data needs not
+
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=prefetch)
     dataset = grain.MapDataset.source(source)[start:].to_iter_dataset(options)
     if workers:

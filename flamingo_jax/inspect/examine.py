@@ -131,7 +131,7 @@ def thresholds(report: StreamReport, levels: list[float]) -> list[tuple[float, f
 
 def marks(stream: Stream, example: Example) -> int:
     """Images that a row shows."""
-    return int((example["tokens"] == stream.make_example.tokens.image).sum())
+    return int((example["tokens"] == stream.make_example.tokens.special.image).sum())
 
 
 def _examined(stream: Stream, records: int) -> Iterator[Examined]:

@@ -83,6 +83,7 @@ def build_program(config: Config, devices: list[jax.Device] | None = None) -> Pr
         config.accumulation_steps,
         config.optimizer.clip_norm if config.compat == "openflamingo" else None,
         {name: stream.row_parts for name, stream in config.streams.items()},
+        {name: stream.loss for name, stream in config.streams.items()},
     )
     return Program(
         mesh=mesh,

@@ -9,10 +9,9 @@ import jax
 from jax.sharding import Mesh
 
 from flamingo_jax.data.pipeline import Stream, make_streams
-from flamingo_jax.data.tokenizer import load_tokenizer
 from flamingo_jax.errors import UserError
 from flamingo_jax.models.params import ModelGraph, Params
-from flamingo_jax.text.tokenizer import TextTokens
+from flamingo_jax.text.tokenizer import TextTokenizer, load_tokenizer
 from flamingo_jax.train.config import Config
 from flamingo_jax.train.program import build_program
 from flamingo_jax.train.step import TrainState, init_state
@@ -35,7 +34,7 @@ class Run:
     mesh: Mesh
     graph: ModelGraph
     trained: frozenset[str]
-    tokens: TextTokens
+    tokens: TextTokenizer
     streams: dict[str, Stream]
     make_trained: Callable[[], TrainState]
     make_frozen: Callable[[], Params]

@@ -15,9 +15,9 @@ import pytest
 
 from flamingo_jax.convert.importing import Imported, import_state_dict
 from flamingo_jax.convert.openflamingo import all_rows
-from flamingo_jax.data.examples import loss_weights
 from flamingo_jax.models.params import ModelGraph, Params, model_graph
 from flamingo_jax.weights.views import Plan, make_plan
+from tests.openflamingo_labels import loss_weights
 
 COMMITTED = Path(__file__).parents[1] / "golden"
 SHARED = Path(__file__).parents[3] / "shared" / "golden" / "openflamingo"

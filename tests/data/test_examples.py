@@ -5,10 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flamingo_jax.data.examples import ExampleMaker, loss_weights
-from flamingo_jax.data.tokenizer import load_tokenizer
+from flamingo_jax.data.examples import ExampleMaker
 from flamingo_jax.errors import UserError
-from flamingo_jax.text.documents import Document, render
+from flamingo_jax.text.documents import captioned, interleaved
+from flamingo_jax.text.tokenizer import load_tokenizer
+from tests.openflamingo_labels import loss_weights
 
 GOLDEN = Path(__file__).parents[3] / "shared/golden/openflamingo/data/labels.npz"
 SCAN = np.full((8, 8, 3), 7, np.uint8)
@@ -20,14 +21,8 @@ def tokens():
     return load_tokenizer("digits", VOCAB_SIZE)
 
 
-def document(*parts, kind="interleaved") -> Document:
-    return Document("test", parts, kind)
-
-
-def test_render_ends_every_chunk_but_the_last():
-    assert render(document("see", SCAN, "dax", SCAN, "wug")) == (
-        "see<image>dax<|endofchunk|><image>wug"
-    )
+def document(*parts, kind="interleaved"):
+    return {"pair": captioned, "interleaved": interleaved}[kind]("test", parts)
 
 
 def test_a_row_has_fixed_shapes_and_an_end(tokens):
@@ -51,17 +46,17 @@ def test_a_pair_learns_its_end(tokens):
 def test_long_documents_are_cut_so_that_every_mark_has_its_image(tokens):
     parts = [part for _ in range(5) for part in (SCAN, "dax")]
     example = ExampleMaker(tokens, 40, 3, 8)(document(*parts))
-    assert (example["tokens"] == tokens.image).sum() == 3
+    assert (example["tokens"] == tokens.special.image).sum() == 3
     assert example["segments"].sum() == 10
     short = ExampleMaker(tokens, 4, 3, 8)(document(*parts))
-    assert (short["tokens"] == tokens.image).sum() == 2
+    assert (short["tokens"] == tokens.special.image).sum() == 2
 
 
 def test_prompts_have_no_end(tokens):
     maker = ExampleMaker(tokens, 6, 2, 8)
     example = maker.prompt(document(SCAN, "dax", SCAN))
     assert example["segments"].sum() == 4
-    assert example["tokens"][3] == tokens.image
+    assert example["tokens"][3] == tokens.special.image
     with pytest.raises(ValueError, match="prompt of 7 tokens and 3 images does not fit 6 tokens"):
         maker.prompt(document(SCAN, "dax", SCAN, "wug", SCAN))
 
@@ -83,6 +78,18 @@ def naive_weights(tokens, valid, kind):
             if token == 2:
                 inside = False
     return [float(c) for c in counted]
+
+
+PARTS = st.lists(st.sampled_from([SCAN, "dax", "wug zorp"]), max_size=9)
+
+
+@given(PARTS, st.integers(1, 24), st.integers(1, 4), st.sampled_from(["pair", "interleaved"]))
+def test_rows_learn_what_openflamingo_learns(parts, length, num_images, kind):
+    tokens = load_tokenizer("digits", VOCAB_SIZE)
+    ids = {"image": tokens.special.image, "end_of_chunk": tokens.special.end_of_chunk}
+    row = ExampleMaker(tokens, length, num_images, 8)(document(*parts, kind=kind))
+    expected = loss_weights(row["tokens"], row["segments"] != 0, kind, **ids)
+    np.testing.assert_array_equal(row["weights"], expected)
 
 
 @given(
@@ -115,9 +122,9 @@ def test_tokenizers_that_do_not_fit_the_model_are_refused(tmp_path):
 
 
 def test_a_saved_tokenizer_loses_its_truncation_and_padding(tokens, tmp_path):
-    from flamingo_jax.data import digits
+    from flamingo_jax.text import digit_words
 
-    saved = digits.tokenizer()
+    saved = digit_words.tokenizer()
     saved.enable_truncation(2)
     saved.enable_padding(length=9)
     saved.save(str(tmp_path / "tokenizer.json"))

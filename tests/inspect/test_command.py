@@ -8,14 +8,20 @@ import pytest
 from absl.testing import flagsaver
 
 from flamingo_jax.data.pipeline import StreamConfig, make_streams
-from flamingo_jax.data.tokenizer import load_tokenizer
 from flamingo_jax.errors import UserError
 from flamingo_jax.inspect import __main__ as inspect
 from flamingo_jax.inspect.examine import examine, thresholds
 from flamingo_jax.inspect.page import render_page
 from flamingo_jax.inspect.shards import spread
-
-from .corpora import damaged_pairs, mmc4_record, odd_pairs, pair_samples, picture, write_tar
+from flamingo_jax.text.tokenizer import load_tokenizer
+from tests.data.corpora import (
+    damaged_pairs,
+    mmc4_record,
+    odd_pairs,
+    pair_samples,
+    picture,
+    write_tar,
+)
 
 ROOT = Path(__file__).parents[2]
 
