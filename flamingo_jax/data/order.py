@@ -7,7 +7,6 @@ records. Grain's index shuffle, a cipher on the integers below n, does the permu
 from functools import lru_cache
 from typing import Any, Literal
 
-import grain
 import numpy as np
 from jaxtyping import Int64
 
@@ -93,4 +92,6 @@ def _permuted(n: int, key: Key) -> Any:
         return np.random.default_rng(key).permutation(n)
     # Grain adds the epoch to its seed; hashed seeds keep runs from repeating each other's epochs.
     seed = int(np.random.SeedSequence(key).generate_state(1)[0])
+    import grain  # it imports JAX, see `workers`
+
     return grain.MapDataset.range(n).shuffle(seed=seed)

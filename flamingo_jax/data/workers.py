@@ -31,7 +31,7 @@ def prefetched(
       workers: processes; 0: one thread of this process.
       prefetch: elements kept ready, in each process.
     """
-    import grain  # it imports JAX, which describing data needs not
+    import grain  # it imports JAX, which is not needed to say what data there is
 
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=prefetch)
     dataset = grain.MapDataset.source(source)[start:].to_iter_dataset(options)

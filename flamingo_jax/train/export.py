@@ -10,7 +10,6 @@ import numpy as np
 
 from flamingo_jax.errors import UserError
 from flamingo_jax.models.params import Params, cast, init_params, model_graph, select
-from flamingo_jax.text.special_tokens import PAD
 from flamingo_jax.text.tokenizer import TextTokenizer, load_tokenizer
 from flamingo_jax.train.checkpoint import Checkpointer, check_frozen
 from flamingo_jax.train.config import Config, read_config
@@ -89,10 +88,9 @@ def _ids(tokens: TextTokenizer) -> dict[str, int]:
 def _for_transformers(tokens: TextTokenizer) -> Any:
     from transformers import PreTrainedTokenizerFast
 
-    has_pad = tokens.tokenizer.token_to_id(PAD) is not None
     return PreTrainedTokenizerFast(
         tokenizer_object=tokens.tokenizer,
         eos_token=tokens.end_of_text,
-        pad_token=PAD if has_pad else tokens.end_of_text,
+        pad_token=tokens.tokenizer.id_to_token(tokens.special.pad),
         clean_up_tokenization_spaces=False,
     )

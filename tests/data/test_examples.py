@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flamingo_jax.data.examples import ExampleMaker
-from flamingo_jax.errors import UserError
 from flamingo_jax.text.documents import captioned, interleaved
 from flamingo_jax.text.tokenizer import load_tokenizer
 from tests.openflamingo_labels import loss_weights
@@ -112,22 +111,3 @@ def test_loss_weights_equal_the_originals_labels(kind, name):
     for tokens, mask, labels in rows:
         got = loss_weights(tokens, mask != 0, kind, **ids)
         np.testing.assert_array_equal(got != 0, labels != -100)
-
-
-def test_tokenizers_that_do_not_fit_the_model_are_refused(tmp_path):
-    with pytest.raises(UserError, match=r"ids \(40, 41\).*set decoder.vocab_size to 40"):
-        load_tokenizer("digits", 50)
-    with pytest.raises(UserError, match=r"neither 'digits' nor a tokenizer\.json"):
-        load_tokenizer(str(tmp_path / "none.json"), 50)
-
-
-def test_a_saved_tokenizer_loses_its_truncation_and_padding(tokens, tmp_path):
-    from flamingo_jax.text import digit_words
-
-    saved = digit_words.tokenizer()
-    saved.enable_truncation(2)
-    saved.enable_padding(length=9)
-    saved.save(str(tmp_path / "tokenizer.json"))
-    loaded = load_tokenizer(str(tmp_path / "tokenizer.json"), VOCAB_SIZE)
-    text = "<image>dax<|endofchunk|><image>"
-    assert loaded.encode(text) == tokens.encode(text)
