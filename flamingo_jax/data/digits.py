@@ -45,7 +45,7 @@ def scans_by_digit(split: Split) -> tuple[np.ndarray, ...]:
 
 
 def posed(scan: np.ndarray, pose: int) -> np.ndarray:
-    """One of 16 views of a scan (8, 8, 3): turned, mirrored, inverted; pose 0 changes nothing."""
+    """Returns one of 16 views of a scan (8, 8, 3): turned, mirrored, inverted; 0 is the scan."""
     turns, mirrored, inverted = pose % 4, pose // 4 % 2, pose // 8
     view = np.rot90(scan, turns)
     view = view[:, ::-1] if mirrored else view
@@ -53,7 +53,7 @@ def posed(scan: np.ndarray, pose: int) -> np.ndarray:
 
 
 def augmented(scan: np.ndarray, pose: int, rng: np.random.Generator) -> np.ndarray:
-    """The posed scan, moved by up to one pixel each way: there are only 120 scans of a digit."""
+    """Returns the posed scan, moved by up to a pixel each way: a digit has only 120 scans."""
     padded = np.zeros((10, 10, 3), np.uint8)
     padded[1:9, 1:9] = scan
     row, column = rng.integers(3, size=2)
@@ -131,7 +131,7 @@ class DigitDocuments:
 def binding_question(
     shots: int, rng: np.random.Generator, split: Split = "held_out"
 ) -> tuple[list[tuple[int, str]], int, tuple[str, str]]:
-    """A two-way binding question over scans of a split.
+    """Draws a two-way binding question over scans of a split.
 
     `shots` scans of each of two digits with their names, in random order; one more scan of one of
     them, whose name is to be told; its (right, wrong) names. Scans are indices into `scans(split)`.

@@ -81,7 +81,7 @@ class ExampleMaker:
         return {"images": self.images(document, marks), "tokens": tokens, "segments": segments}
 
     def images(self, document: Document, marks: int) -> np.ndarray:
-        """The document's images, zeros after the last one: uint8 (T, 1, H, W, 3).
+        """Returns the document's images, zeros after the last one: uint8 (T, 1, H, W, 3).
 
         Encoded ones are decoded for the first `marks` of them only: no text refers to the others.
         """

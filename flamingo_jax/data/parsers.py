@@ -57,7 +57,7 @@ class Passages:
             check_text(text)
 
     def image(self, index: int) -> bytes:
-        """BadRecordError: its base64 is damaged."""
+        """Returns encoded bytes. BadRecordError: its base64 is damaged."""
         encoded = self.images[index]
         return encoded if isinstance(encoded, bytes) else from_base64(encoded)
 
@@ -65,7 +65,7 @@ class Passages:
 def place_images(
     passages: Passages, *, threshold: float, max_images: int, order: ImageOrder
 ) -> Passages:
-    """Drop images below the similarity threshold, and those after the first `max_images`.
+    """Drops images below the similarity threshold, and those after the first `max_images`.
 
     With order "sentence", an image stands before the text it was assigned to. "openflamingo" is for
     parity: the chosen places are filled with the chosen images in the order of the record, so that
@@ -154,7 +154,7 @@ def without_marks(text: str) -> str:
 
 
 def pair_passages(record: Record) -> Passages:
-    """An img2dataset sample: jpg, png or webp, with its caption in txt or in json's "caption"."""
+    """Reads an img2dataset sample: jpg, png or webp; its caption in txt or in json's "caption"."""
     images = [record.fields[e] for e in IMAGE_EXTENSIONS if e in record.fields]
     if not images:
         raise BadRecordError(f"no image among {sorted(record.fields)}")
@@ -166,8 +166,9 @@ def pair_passages(record: Record) -> Passages:
 
 
 def mmc4_passages(record: Mapping[str, Any], min_bytes: int) -> Passages:
-    """A document of MMC4 with its images in base64, of which those of fewer than `min_bytes` bytes
-    are left out; see `assigned_passages`.
+    """Reads a document of MMC4 with its images in base64; see `assigned_passages`.
+
+    Images of fewer than `min_bytes` bytes are left out.
     """
     encoded = [info.get("image_base64") for info in field(record, "image_info", list)]
     images = {i: text for i, text in enumerate(encoded) if text and base64_size(text) >= min_bytes}
@@ -181,8 +182,9 @@ def mmc4_passages(record: Mapping[str, Any], min_bytes: int) -> Passages:
 
 
 def assigned_passages(record: Mapping[str, Any], images: Mapping[int, bytes | str]) -> Passages:
-    """A document of MMC4 with these of its images, by their place in `image_info`: each is assigned
-    to one sentence, such that the sum of similarities is largest.
+    """Reads a document of MMC4 with these of its images, by their place in `image_info`.
+
+    Each is assigned to one sentence, such that the sum of similarities is largest.
     """
     from scipy.optimize import linear_sum_assignment  # importing it takes most of a second
 
@@ -216,7 +218,7 @@ def assigned_passages(record: Mapping[str, Any], images: Mapping[int, bytes | st
 
 
 def gpt_passages(record: Mapping[str, Any], order: ImageOrder) -> Passages:
-    """A ChatGPT-generated sequence: text with marks `_!_IMAGE1_!_`, images by mark.
+    """Reads a ChatGPT-generated sequence: text with marks `_!_IMAGE1_!_`, images by mark.
 
     With order "openflamingo" the n-th mark gets image n, whatever its number.
     """
@@ -235,7 +237,7 @@ def gpt_passages(record: Mapping[str, Any], order: ImageOrder) -> Passages:
 
 
 def sequence_passages(record: Mapping[str, Any], load: Callable[[Any], bytes]) -> Passages:
-    """Parallel lists `images` and `texts` with one of both per place, as in OBELICS.
+    """Reads parallel lists `images` and `texts` with one of both per place, as in OBELICS.
 
     `load` turns an entry of `images` into encoded bytes.
     """
@@ -259,7 +261,7 @@ def sequence_passages(record: Mapping[str, Any], load: Callable[[Any], bytes]) -
 
 
 def stored_passages(record: Record) -> Passages:
-    """The project's own stored form: `text`, `image_index`, `images`, `sim`."""
+    """Reads the project's own stored form: `text`, `image_index`, `images`, `sim`."""
     missing = [name for name in ("text", "image_index", "images") if name not in record.fields]
     if missing:
         raise BadRecordError(f"no {', '.join(missing)} among {sorted(record.fields)}")

@@ -99,7 +99,7 @@ class StepSource:
         return self.read(step)[0]
 
     def read(self, step: int) -> tuple[Batches, Drawn]:
-        """The batches of a step, and what was drawn for them."""
+        """Makes the batches of a step, and tells what was drawn for them."""
         batches: Batches = {}
         drawn = Drawn()
         for index, (name, stream) in enumerate(sorted(self.streams.items())):

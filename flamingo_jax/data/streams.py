@@ -25,7 +25,7 @@ class Source(Protocol):
     """Where documents come from. Frozen dataclasses, so that their fields are config keys."""
 
     def document(self, position: int, rng: np.random.Generator) -> Document:
-        """The stream's document number `position`: a function of its arguments alone."""
+        """Returns document number `position` of the stream: a function of its arguments alone."""
         ...
 
 
@@ -33,7 +33,7 @@ class Parser(Protocol):
     """How the records of a corpus are read."""
 
     def parse(self, record: Record) -> Document:
-        """BadRecordError: it is damaged or empty. RejectedError: a setting leaves it out."""
+        """Makes a document. BadRecordError: it is damaged. RejectedError: a setting excludes it."""
         ...
 
 
@@ -111,7 +111,7 @@ class Records:
     parser: Parser
 
     def record(self, position: int, key: Key) -> Record:
-        """BadRecordError: it cannot be read."""
+        """Reads a record. BadRecordError: it cannot be read."""
         shard, index = self.order.place(position, key)
         try:
             record = self.store.record(shard, index)
@@ -120,7 +120,7 @@ class Records:
         return dataclasses.replace(record, epoch=position // len(self.order))
 
     def document(self, position: int, key: Key) -> Document:
-        """BadRecordError, RejectedError: see `Parser`."""
+        """Returns a document. BadRecordError, RejectedError: see `Parser`."""
         record = self.record(position, key)
         with errors_attributed(record):
             return self.parser.parse(record)
@@ -128,7 +128,7 @@ class Records:
 
 @contextmanager
 def errors_attributed(record: Record) -> Iterator[None]:
-    """Whatever a parser raises on a record's content becomes a BadRecordError that names it."""
+    """Turns what a parser raises on a record's content into a BadRecordError that names it."""
     try:
         yield
     except BadRecordError as error:
@@ -180,7 +180,7 @@ class Stream:
         return {name: np.stack([e[name] for e in examples]) for name in examples[0]}
 
     def _draw(self, position: int, step: int, key: Key, drawn: Drawn) -> tuple[Document, Example]:
-        """The document of a position, or the first that can be used of those drawn instead."""
+        """Draws the document of a position, or the first usable one of those drawn instead."""
         reason = ""
         for attempt in range(MAX_ATTEMPTS):
             rng = np.random.default_rng((*key, position, attempt) if attempt else (*key, position))
@@ -214,7 +214,7 @@ class Stream:
         return self.source.document(position, key)
 
     def example(self, document: Document, rng: np.random.Generator) -> Example:
-        """The document's row. RejectedError: too few images are left in it, or nothing to learn."""
+        """Makes the document's row. RejectedError: too few images in it, or nothing to learn."""
         example = self.make_example(document)
         marks = int((example["tokens"] == self.make_example.tokens.special.image).sum())
         if marks < self.config.min_images:

@@ -53,7 +53,7 @@ def prefetched(
 
 
 def start_worker(_index: int = 0, _count: int = 1) -> None:
-    """What a new process does first: it computes on one core, and ends with its parent."""
+    """Sets up a new process: it computes on one core, and ends with its parent."""
     os.environ.update(ENVIRONMENT)
     if "jax" in sys.modules:  # it has read its environment
         sys.modules["jax"].config.update("jax_platforms", "cpu")
@@ -61,7 +61,7 @@ def start_worker(_index: int = 0, _count: int = 1) -> None:
 
 
 def _end_with_parent() -> None:
-    """A killed trainer ends nobody; its workers would wait for ever and keep shared memory."""
+    """Waits to end with the trainer: if it is killed, workers would keep shared memory for ever."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

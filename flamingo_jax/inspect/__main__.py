@@ -63,7 +63,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def summary(report: StreamReport) -> str:
-    """One line, and one for every shard at fault."""
+    """Returns one line, and one for every shard at fault."""
     fates = ", ".join(f"{count} {fate}" for fate, count in sorted(report.fates.items()))
     records = f"{report.total:,} records" if report.total else "no files"
     lines = [f"{report.name}: {records}; examined: {fates}"]

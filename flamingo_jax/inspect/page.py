@@ -25,7 +25,7 @@ FATES = {"used": "used", "left out": "left out by a setting", "bad": "damaged or
 
 
 def render_page(reports: Sequence[StreamReport], levels: list[float]) -> str:
-    """The whole page."""
+    """Writes the whole page."""
     sections = "".join(_stream(report, levels) for report in reports)
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
@@ -223,7 +223,7 @@ def _thumbnail(image: LeftOut) -> str:
 
 
 def _picture(pixels: np.ndarray) -> str:
-    """Small ones stay sharp."""
+    """Shows an image; small ones stay sharp."""
     small = max(pixels.shape) < 64
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG" if small else "JPEG", quality=80)

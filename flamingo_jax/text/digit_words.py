@@ -12,14 +12,14 @@ NUM_POSES = 16  # quarter turns × mirrored × inverted
 
 
 def caption(digit: int, pose: int = 0) -> str:
-    """What a scan shows: its digit, then how it is turned."""
+    """Says what a scan shows: its digit, then how it is turned."""
     turned = ("", " turned left", " upside down", " turned right")[pose % 4]
     mirrored, inverted = " mirrored" * (pose // 4 % 2), " inverted" * (pose // 8)
     return f"{PROMPT} {WORDS[digit]}{turned}{mirrored}{inverted}"
 
 
 def tokenizer() -> Tokenizer:
-    """One token per word of the demo's tiny language."""
+    """Makes a tokenizer with one token per word of the demo's tiny language."""
     captions = " ".join(caption(digit, pose) for digit in range(10) for pose in range(NUM_POSES))
     words = dict.fromkeys(["</s>", *captions.split(), *NAMES])
     vocab = {word: index for index, word in enumerate(words)}

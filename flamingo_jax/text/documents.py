@@ -60,7 +60,7 @@ def interleaved(key: str, parts: Iterable[str | Image], shard: str = "") -> Docu
 def check_image_count(
     tokens_BL: np.ndarray, image_token: int, num_images: int | np.ndarray
 ) -> None:
-    """ValueError naming the first row with more `<image>` tokens than images (an int, or (B,)).
+    """Raises ValueError for the first row with more `<image>` tokens than images (int or (B,)).
 
     Without it such text would see no image at all; the original attends uniformly to every image.
     """
