@@ -252,6 +252,8 @@ def check_same_run(workdir: Path, config: Mapping[str, Any]) -> None:
     if path.exists() and _has_begun(workdir):
         stored = json.loads(path.read_text())
         stored |= {"model": upgraded(stored["model"])} if "model" in stored else {}
+        for stream in stored.get("streams", {}).values():
+            stream.setdefault("loss", "next_token")  # the only one there was
         found, given = _flat(stored), _flat(wanted)
         changed = [
             f"{key} was {found.get(key, 'absent')!r}, is now {given.get(key, 'absent')!r}"
