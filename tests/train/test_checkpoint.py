@@ -216,5 +216,5 @@ def test_a_run_from_before_streams_named_their_loss_goes_on(tmp_path):
     check_same_run(tmp_path, {"streams": {"x": {"batch_size": 2}}})
     (tmp_path / "metrics.jsonl").write_text("{}\n")
     check_same_run(tmp_path, {"streams": {"x": {"batch_size": 2, "loss": "next_token"}}})
-    with pytest.raises(UserError, match="streams.x.loss was 'next_token', is now 'other'"):
+    with pytest.raises(UserError, match=r"streams\.x\.loss was 'next_token', is now 'other'"):
         check_same_run(tmp_path, {"streams": {"x": {"batch_size": 2, "loss": "other"}}})
