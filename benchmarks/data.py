@@ -39,7 +39,7 @@ def our_batches(
 ) -> Iterator[Batch]:
     """`limit` batches, shuffled; None: one pass, in order."""
     from flamingo_jax.data.pipeline import StepSource, StreamConfig, batches, make_streams
-    from flamingo_jax.data.tokenizer import load_tokenizer
+    from flamingo_jax.text.tokenizer import load_tokenizer
 
     config = StreamConfig(
         source="mmc4",

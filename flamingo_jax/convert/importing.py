@@ -28,13 +28,8 @@ from flamingo_jax.models.fusion.gated_cross_attention import GatedCrossAttention
 from flamingo_jax.models.params import init_params, model_graph
 from flamingo_jax.models.vision.clip import ClipVisionConfig
 from flamingo_jax.models.vlm import ModelConfig
-from flamingo_jax.text.growing import (
-    TokenIds,
-    check_fit,
-    grow_tokenizer,
-    load_tokenizer,
-    resize_rows,
-)
+from flamingo_jax.text.special_tokens import SpecialTokens, check_fit, resize_rows
+from flamingo_jax.text.tokenizer import grow_tokenizer, load_transformers_tokenizer
 from flamingo_jax.weights.readers import read_directory, read_json, read_weights
 from flamingo_jax.weights.views import LazyArray, NameTable, Tensors, check, leaves, make_plan
 
@@ -57,7 +52,7 @@ class TorchModel:
 
     family: Family
     language_config: dict[str, Any]
-    ids: TokenIds
+    ids: SpecialTokens
     tokenizer: Any
     components: Components
     vision_config: ClipVisionConfig
@@ -100,12 +95,12 @@ def import_state_dict(
         "pad_token_id",
     )
     family = family_of(language_config)
-    ids = TokenIds(end_of_chunk, image, pad, vocabulary)
+    ids = SpecialTokens(end_of_chunk, image, pad, vocabulary)
     components = split(read_weights(weights), family, weights)
     if checkpoint is not None:
         apply_checkpoint(components, checkpoint, family)
     folder = tokenizer or config.parent / "tokenizer"
-    loaded = load_tokenizer(folder) if tokenizer or folder.is_dir() else None
+    loaded = load_transformers_tokenizer(folder) if tokenizer or folder.is_dir() else None
     if loaded is not None and (found := grow_tokenizer(loaded)) != ids:
         raise UserError(
             f"the tokenizer in {folder} gives {found}, {config} says {ids}: give the tokenizer "
@@ -152,7 +147,7 @@ def import_backbones(
     language_config = read_json(language / "config.json")
     family = family_of(language_config)
     folder = tokenizer or language
-    grown = load_tokenizer(folder)
+    grown = load_transformers_tokenizer(folder)
     ids = grow_tokenizer(grown)
     rows = family.decoder(language_config).vocab_size
     check_fit(ids, rows, folder)

@@ -61,7 +61,7 @@ class BadRecordLog:
             self.total = len(kept)
 
     def add(self, drawn: Drawn) -> None:
-        """Take in what a step has drawn.
+        """Takes in what a step has drawn.
 
         Raises:
           UserError: more than `max_fraction` of the records since the start were bad; of less than

@@ -18,8 +18,10 @@ _HEADERS = threading.Lock()
 
 
 def index_path(path: str, index_dir: str) -> Path:
-    """Where the index of a file is kept: beside it, or in `index_dir`. Named by its size, so that
-    another file of the same name has another index."""
+    """Returns where the index of a file is kept, beside it or in `index_dir`.
+
+    The file's size is in the name, so that another file of the same name has another index.
+    """
     name = f"{Path(path).name}.{os.path.getsize(path)}.v{VERSION}.npy"
     if not index_dir:
         return Path(path).with_name(f".{name}")
@@ -28,7 +30,7 @@ def index_path(path: str, index_dir: str) -> Path:
 
 
 def load_index(path: str, index_dir: str, build: Callable[[str], np.ndarray]) -> np.ndarray:
-    """The index of a file, memory-mapped; built and kept when it is missing or older than the file.
+    """Opens the index of a file, memory-mapped; builds it if it is missing or older than the file.
 
     Raises:
       UserError: it has to be built, and cannot be written.

@@ -12,21 +12,13 @@ from functools import lru_cache
 from typing import Literal
 
 import numpy as np
-from tokenizers import Tokenizer, models, pre_tokenizers
 
-from flamingo_jax.text.documents import Document
+from flamingo_jax.text.digit_words import NAMES, NUM_POSES, caption
+from flamingo_jax.text.documents import Document, captioned, interleaved
 
-WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-NAMES = (
-    "blicket", "dax", "wug", "toma", "zorp", "fep", "gazzer", "koba", "lorp", "mib",
-    "nuz", "pim", "quav", "rulb", "sep", "tiv", "vash", "yom", "zib", "kiki",
-)  # fmt: skip
-PROMPT = "a handwritten"  # what every caption begins with
 # The file lists scans writer by writer, so blocks of it are (nearly) blocks of writers. Choices are
 # made on "validation"; "held_out" is for the figures that are reported.
 BLOCKS = {"train": slice(0, 1200), "validation": slice(1200, 1400), "held_out": slice(1400, 1797)}
-NUM_POSES = 16  # quarter turns × mirrored × inverted
-
 Split = Literal["train", "validation", "held_out"]
 
 
@@ -52,19 +44,8 @@ def scans_by_digit(split: Split) -> tuple[np.ndarray, ...]:
     return tuple(np.flatnonzero(targets == digit) for digit in range(10))
 
 
-def tokenizer() -> Tokenizer:
-    """One token per word of the demo's tiny language."""
-    captions = " ".join(caption(digit, pose) for digit in range(10) for pose in range(NUM_POSES))
-    words = dict.fromkeys(["</s>", *captions.split(), *NAMES])
-    vocab = {word: index for index, word in enumerate(words)}
-    words_only = Tokenizer(models.WordLevel(vocab, unk_token="</s>"))
-    words_only.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    words_only.add_special_tokens(["</s>"])
-    return words_only
-
-
 def posed(scan: np.ndarray, pose: int) -> np.ndarray:
-    """One of 16 views of a scan (8, 8, 3): turned, mirrored, inverted; pose 0 changes nothing."""
+    """Returns one of 16 views of a scan (8, 8, 3): turned, mirrored, inverted; 0 is the scan."""
     turns, mirrored, inverted = pose % 4, pose // 4 % 2, pose // 8
     view = np.rot90(scan, turns)
     view = view[:, ::-1] if mirrored else view
@@ -72,18 +53,11 @@ def posed(scan: np.ndarray, pose: int) -> np.ndarray:
 
 
 def augmented(scan: np.ndarray, pose: int, rng: np.random.Generator) -> np.ndarray:
-    """The posed scan, moved by up to one pixel each way: there are only 120 scans of a digit."""
+    """Returns the posed scan, moved by up to a pixel each way: a digit has only 120 scans."""
     padded = np.zeros((10, 10, 3), np.uint8)
     padded[1:9, 1:9] = scan
     row, column = rng.integers(3, size=2)
     return posed(padded[row : row + 8, column : column + 8], pose)
-
-
-def caption(digit: int, pose: int = 0) -> str:
-    """What a scan shows: its digit, then how it is turned."""
-    turned = ("", " turned left", " upside down", " turned right")[pose % 4]
-    mirrored, inverted = " mirrored" * (pose // 4 % 2), " inverted" * (pose // 8)
-    return f"{PROMPT} {WORDS[digit]}{turned}{mirrored}{inverted}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +70,7 @@ class DigitPairs:
         pose = int(rng.integers(NUM_POSES)) if rng.random() < 0.5 else 0
         image = augmented(pixels[index], pose, rng)
         key = f"digits/pair/{position}/{index}"
-        return Document(key, (image, caption(int(targets[index]), pose)), "pair")
+        return captioned(key, (image, caption(int(targets[index]), pose)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +108,7 @@ class DigitDocuments:
         parts: list = []
         for index in chosen:
             parts += [augmented(pixels[index], 0, rng), caption(int(targets[index]))]
-        return Document(f"digits/naming/{position}", tuple(parts), "interleaved")
+        return interleaved(f"digits/naming/{position}", parts)
 
     def _binding(self, position: int, rng: np.random.Generator) -> Document:
         pixels, _ = scans("train")
@@ -151,13 +125,13 @@ class DigitDocuments:
             pose = int(classes[which]) // 10
             scan = pixels[rng.choice(pools[which])]
             parts += [augmented(scan, pose, rng), NAMES[names[which]]]
-        return Document(f"digits/binding/{position}", tuple(parts), "interleaved")
+        return interleaved(f"digits/binding/{position}", parts)
 
 
 def binding_question(
     shots: int, rng: np.random.Generator, split: Split = "held_out"
 ) -> tuple[list[tuple[int, str]], int, tuple[str, str]]:
-    """A two-way binding question over scans of a split.
+    """Draws a two-way binding question over scans of a split.
 
     `shots` scans of each of two digits with their names, in random order; one more scan of one of
     them, whose name is to be told; its (right, wrong) names. Scans are indices into `scans(split)`.

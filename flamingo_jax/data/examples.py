@@ -2,45 +2,15 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from flamingo_jax.data.images import Decode, decode_image
-from flamingo_jax.text.documents import END_OF_CHUNK, Document, render
-from flamingo_jax.text.tokenizer import TextTokens
+from flamingo_jax.text.documents import Document, Text
+from flamingo_jax.text.template import learn_flags, render, training_pieces
+from flamingo_jax.text.tokenizer import TextTokenizer
 
 Example = dict[str, np.ndarray]  # images, tokens, segments, weights; see `make_example`
-
-
-def loss_weights(
-    tokens: np.ndarray,
-    valid: np.ndarray,
-    kind: Literal["pair", "interleaved"],
-    *,
-    image: int,
-    end_of_chunk: int,
-) -> np.ndarray:
-    """1.0 where a token is to be predicted, else 0.0: OpenFlamingo's label masks.
-
-    Never counted: padding and `<image>`. In interleaved rows nor what stands before the first
-    `<image>` or between an `<|endofchunk|>` and the next `<image>`: it belongs to no image.
-
-    Args:
-      tokens: int (L,).
-      valid: bool (L,), False for padding.
-      kind: of the document.
-      image: id of `<image>`.
-      end_of_chunk: id of `<|endofchunk|>`.
-    """
-    counted = valid & (tokens != image)
-    if kind == "interleaved":
-        # From an <image> to the next <|endofchunk|>, that token included.
-        index = np.arange(len(tokens))
-        last_image = np.maximum.accumulate(np.where(tokens == image, index, -1))
-        last_end = np.maximum.accumulate(np.where(tokens == end_of_chunk, index, -1))
-        counted &= last_image > np.concatenate([[-1], last_end[:-1]])
-    return counted.astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -54,65 +24,64 @@ class ExampleMaker:
       decode: how encoded images are, see `images.decode_image`.
     """
 
-    tokens: TextTokens
+    tokens: TextTokenizer
     text_length: int
     num_images: int
     image_size: int
     decode: Decode = "exact"
 
     def __call__(self, document: Document) -> Example:
-        """A row to train on, ended by `<|endofchunk|>` and the end-of-text token.
+        """Makes a row to train on, ended by `<|endofchunk|>` and the end-of-text token.
 
         Returns:
           images: uint8 (T, 1, H, W, 3), missing ones zero; the text never refers to those.
           tokens: int32 (L,), 0 where padded.
           segments: int32 (L,), 1 for text, 0 for padding.
-          weights: float32 (L,), see `loss_weights`.
+          weights: float32 (L,), 1.0 where a token is to be predicted; see `learn_flags`.
 
         Raises:
           ValueError: an image of another size.
           BadRecordError: an encoded image that cannot be decoded.
         """
         document = self._cut(document)
-        example = self._row(document, self.text(document))
-        weights = loss_weights(
-            example["tokens"],
-            example["segments"] != 0,
-            document.kind,
-            image=self.tokens.image,
-            end_of_chunk=self.tokens.end_of_chunk,
+        pieces = training_pieces(document, self.tokens.end_of_text)
+        encoding = self.tokens.tokenizer.encode("".join(piece.text for piece in pieces))
+        ids = np.array(encoding.ids[: self.text_length], np.int32)
+        weights = np.zeros(self.text_length, np.float32)
+        weights[: len(ids)] = learn_flags(
+            pieces, encoding, ids, self.tokens.special, learn_begin=document.learn_ends
         )
-        return {**example, "weights": weights}
+        return {**self._row(document, ids), "weights": weights}
 
     def text(self, document: Document) -> str:
-        """What a row to train on is made of, before its end is cut."""
-        return render(self._cut(document)) + END_OF_CHUNK + self.tokens.end_of_text
+        """Returns what a row to train on is made of, before its end is cut."""
+        pieces = training_pieces(self._cut(document), self.tokens.end_of_text)
+        return "".join(piece.text for piece in pieces)
 
     def prompt(self, document: Document) -> Example:
-        """A row to be continued: as for training, but without an end and without loss weights.
+        """Makes a row to be continued: as for training, but without an end or loss weights.
 
         Raises:
           ValueError: an image of another size, or a prompt that does not fit the row.
         """
-        text = render(document)
-        length = len(self.tokens.encode(text))
+        ids = self.tokens.encode(render(document.parts))
+        length = len(ids)
         if length > self.text_length or len(document.images) > self.num_images:
             raise ValueError(
                 f"{document.key}: prompt of {length} tokens and {len(document.images)} images does "
                 f"not fit {self.text_length} tokens and {self.num_images} images"
             )
-        return self._row(document, text)
+        return self._row(document, np.array(ids, np.int32))
 
-    def _row(self, document: Document, text: str) -> Example:
-        ids = self.tokens.encode(text)[: self.text_length]
+    def _row(self, document: Document, ids: np.ndarray) -> Example:
         tokens = np.zeros(self.text_length, np.int32)
         tokens[: len(ids)] = ids
         segments = (np.arange(self.text_length) < len(ids)).astype(np.int32)
-        marks = int((tokens == self.tokens.image).sum())  # a cut text may have fewer
+        marks = int((tokens == self.tokens.special.image).sum())  # a cut text may have fewer
         return {"images": self.images(document, marks), "tokens": tokens, "segments": segments}
 
     def images(self, document: Document, marks: int) -> np.ndarray:
-        """The document's images, zeros after the last one: uint8 (T, 1, H, W, 3).
+        """Returns the document's images, zeros after the last one: uint8 (T, 1, H, W, 3).
 
         Encoded ones are decoded for the first `marks` of them only: no text refers to the others.
         """
@@ -135,7 +104,7 @@ class ExampleMaker:
             return document
         seen, kept = 0, []
         for part in document.parts:
-            seen += not isinstance(part, str)
+            seen += not isinstance(part, Text)
             if seen > self.num_images:
                 break
             kept.append(part)

@@ -56,7 +56,7 @@ class FeatureStore:
         return len(self._places)
 
     def read(self, key: bytes, out: np.ndarray) -> bool:
-        """Whether there is a sound array of this key; if so, it is written into `out`.
+        """Copies the array of a key into `out`; says whether there is a sound one.
 
         Files are read by place and not mapped into memory: a mapped file that is cut meanwhile, or
         a disk that fails, would end the process by a signal.
@@ -80,7 +80,7 @@ class FeatureStore:
         return True
 
     def write(self, key: bytes, array: np.ndarray) -> None:
-        """Keep an array, unless its key is known or there is no room for it."""
+        """Keeps an array, unless its key is known or there is no room for it."""
         if key in self._places or self._full:
             return
         if self._left < self._record_bytes:
@@ -116,7 +116,7 @@ class FeatureStore:
 
 
 def _entries(folder: Path) -> Iterator[tuple[bytes, _Place]]:
-    """What the indexes say; later shards after earlier ones, whose damage they replace."""
+    """Reads the indexes; later shards after earlier ones, whose damage they replace."""
     for index in sorted(folder.glob(f"*{INDEX}")):
         data = index.read_bytes()
         for row, entry in enumerate(

@@ -11,7 +11,7 @@ from flamingo_jax.data.records import BadRecordError, Record
 
 
 def image_bytes(record: Record, name: Any) -> bytes:
-    """An image by what a record calls it: one of its fields, or a file beside the record."""
+    """Reads an image by what a record calls it: one of its fields, or a file beside the record."""
     if not isinstance(name, str):
         raise BadRecordError(f"image {name!r} is not named by a string")
     if name in record.fields:
@@ -27,7 +27,7 @@ def image_bytes(record: Record, name: Any) -> bytes:
 
 
 def json_object(record: Record) -> dict[str, Any]:
-    """The record's JSON. BadRecordError: there is none, or it is no object."""
+    """Returns the record's JSON. BadRecordError: there is none, or it is no object."""
     if "json" not in record.fields:
         raise BadRecordError(f"no json among {sorted(record.fields)}")
     try:
@@ -47,7 +47,7 @@ def field(record: Mapping[str, Any], name: str, kind: type) -> Any:
 
 
 def feature(fields: Mapping[str, Any], path: str) -> Any:
-    """A feature by its path, as in "captions/text". BadRecordError: there is none."""
+    """Returns a feature by its path, as in "captions/text". BadRecordError: there is none."""
     if path in fields:
         return fields[path]
     head, _, rest = path.partition("/")
@@ -57,7 +57,7 @@ def feature(fields: Mapping[str, Any], path: str) -> Any:
 
 
 def check_text(text: Any) -> None:
-    """BadRecordError: it is no string, or one that cannot be encoded, nor tokenized."""
+    """Raises BadRecordError for what is no string, or one that cannot be encoded, nor tokenized."""
     if not isinstance(text, str):
         raise BadRecordError(f"a text is {type(text).__name__}, expected str")
     try:

@@ -7,7 +7,6 @@ records. Grain's index shuffle, a cipher on the integers below n, does the permu
 from functools import lru_cache
 from typing import Any, Literal
 
-import grain
 import numpy as np
 from jaxtyping import Int64
 
@@ -48,7 +47,7 @@ class Order:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def place(self, position: int, key: Key) -> tuple[int, int]:
-        """(shard, index in it) of a position; `key` is the seed."""
+        """Returns (shard, index in it) of a position; `key` is the seed."""
         epoch, offset = divmod(position, len(self))
         if self._shuffle == "window":
             return self._place_in_window(offset, key, epoch)
@@ -57,7 +56,7 @@ class Order:
         return _locate(self._ends, offset)
 
     def redraw(self, position: int, rng: np.random.Generator) -> int:
-        """A position anywhere in the same epoch, to take a bad record's place."""
+        """Draws a position anywhere in the same epoch, to take a bad record's place."""
         epoch = position // len(self)
         return epoch * len(self) + int(rng.integers(len(self)))
 
@@ -88,9 +87,11 @@ def _locate(ends: np.ndarray, offset: int) -> tuple[int, int]:
 
 @lru_cache(maxsize=256)
 def _permuted(n: int, key: Key) -> Any:
-    """The permuted numbers below n, by index."""
+    """Returns the permuted numbers below n, by index."""
     if n <= FEW_RECORDS:
         return np.random.default_rng(key).permutation(n)
     # Grain adds the epoch to its seed; hashed seeds keep runs from repeating each other's epochs.
     seed = int(np.random.SeedSequence(key).generate_state(1)[0])
+    import grain  # it imports JAX, see `workers`
+
     return grain.MapDataset.range(n).shuffle(seed=seed)

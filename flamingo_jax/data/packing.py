@@ -45,7 +45,7 @@ class Packing:
 
 
 def pack(examples: Sequence[Example], packing: Packing, image_token: int) -> Example:
-    """One row from examples, kept apart by `segments`: 1, 2, … for the examples, 0 for padding.
+    """Makes one row of examples, kept apart by `segments`: 1, 2, … for them, 0 for padding.
 
     The images that the row refers to stand in the order of their marks, as the model counts them.
     The first token of an example is predicted from nothing when it stands alone, so its weight is

@@ -17,7 +17,9 @@ from flamingo_jax.data.fields import (
     json_object,
 )
 from flamingo_jax.data.records import BadRecordError, Record, RejectedError
-from flamingo_jax.text.documents import END_OF_CHUNK, IMAGE, Document
+from flamingo_jax.text.documents import Document, captioned, interleaved
+from flamingo_jax.text.special_tokens import END_OF_CHUNK, IMAGE
+from flamingo_jax.text.template import strip_marks
 
 ImageOrder = Literal["sentence", "openflamingo"]
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
@@ -34,7 +36,7 @@ class Passages:
       images: encoded, in the order of the record; a string is base64, decoded when it is chosen.
       similarity: of each text with its image; None: not known, so nothing is dropped for it.
       separator: between two texts without an image between them.
-      kind: of the document; a "pair" is one image and its caption.
+      kind: a "pair" is one image and its caption, see `to_pair`; others, see `to_document`.
       left_out: images of the record that are used no more, as far as they exist, and why.
     """
 
@@ -55,7 +57,7 @@ class Passages:
             check_text(text)
 
     def image(self, index: int) -> bytes:
-        """BadRecordError: its base64 is damaged."""
+        """Returns encoded bytes. BadRecordError: its base64 is damaged."""
         encoded = self.images[index]
         return encoded if isinstance(encoded, bytes) else from_base64(encoded)
 
@@ -63,7 +65,7 @@ class Passages:
 def place_images(
     passages: Passages, *, threshold: float, max_images: int, order: ImageOrder
 ) -> Passages:
-    """Drop images below the similarity threshold, and those after the first `max_images`.
+    """Drops images below the similarity threshold, and those after the first `max_images`.
 
     With order "sentence", an image stands before the text it was assigned to. "openflamingo" is for
     parity: the chosen places are filled with the chosen images in the order of the record, so that
@@ -107,8 +109,11 @@ def place_images(
 
 
 def to_document(record: Record, passages: Passages) -> Document:
-    """An interleaved document. Texts are joined by the separator, except around an image, where one
-    blank is removed as well: tokenizers put blanks at the beginning of words."""
+    """Makes a document that is learnt from its first image on.
+
+    Texts are joined by the separator, except around an image, where one blank is removed as well:
+    tokenizers put blanks at the beginning of words.
+    """
     parts: list[str | bytes] = []
     text = ""
     for position, (passage, image) in enumerate(
@@ -123,30 +128,33 @@ def to_document(record: Record, passages: Passages) -> Document:
         else:
             text += passages.separator * (position > 0) + passage
     parts.append(text)
-    kept = tuple(part for part in parts if part)
-    return Document(record.key, kept, "interleaved", record.shard)
+    return interleaved(record.key, (part for part in parts if part), record.shard)
 
 
 def to_pair(record: Record, passages: Passages) -> Document:
-    """A captioned image. BadRecordError: no caption, or more than one image or text."""
+    """Makes a captioned image, all of it learnt.
+
+    Raises:
+      BadRecordError: no caption, or more than one image or text.
+    """
     if len(passages.texts) != 1 or len(passages.images) != 1:
         raise BadRecordError("a pair has one image and one text")
     caption = without_marks(passages.texts[0]).strip()
     if not caption:
         raise BadRecordError("empty caption")
-    return Document(record.key, (passages.image(0), caption), "pair", record.shard)
+    return captioned(record.key, (passages.image(0), caption), record.shard)
 
 
 def without_marks(text: str) -> str:
-    """Text of a corpus must not bring marks of its own: they would stand for images."""
-    text = text.replace(IMAGE, "").replace(END_OF_CHUNK, "")
+    """Removes the marks that a corpus brings itself. BadRecordError: it spells one even so."""
+    text = strip_marks(text)
     if IMAGE in text or END_OF_CHUNK in text:
         raise BadRecordError(f"the text spells {IMAGE} or {END_OF_CHUNK}")
     return text
 
 
 def pair_passages(record: Record) -> Passages:
-    """An img2dataset sample: jpg, png or webp, with its caption in txt or in json's "caption"."""
+    """Reads an img2dataset sample: jpg, png or webp; its caption in txt or in json's "caption"."""
     images = [record.fields[e] for e in IMAGE_EXTENSIONS if e in record.fields]
     if not images:
         raise BadRecordError(f"no image among {sorted(record.fields)}")
@@ -158,8 +166,9 @@ def pair_passages(record: Record) -> Passages:
 
 
 def mmc4_passages(record: Mapping[str, Any], min_bytes: int) -> Passages:
-    """A document of MMC4 with its images in base64, of which those of fewer than `min_bytes` bytes
-    are left out; see `assigned_passages`.
+    """Reads a document of MMC4 with its images in base64; see `assigned_passages`.
+
+    Images of fewer than `min_bytes` bytes are left out.
     """
     encoded = [info.get("image_base64") for info in field(record, "image_info", list)]
     images = {i: text for i, text in enumerate(encoded) if text and base64_size(text) >= min_bytes}
@@ -173,8 +182,9 @@ def mmc4_passages(record: Mapping[str, Any], min_bytes: int) -> Passages:
 
 
 def assigned_passages(record: Mapping[str, Any], images: Mapping[int, bytes | str]) -> Passages:
-    """A document of MMC4 with these of its images, by their place in `image_info`: each is assigned
-    to one sentence, such that the sum of similarities is largest.
+    """Reads a document of MMC4 with these of its images, by their place in `image_info`.
+
+    Each is assigned to one sentence, such that the sum of similarities is largest.
     """
     from scipy.optimize import linear_sum_assignment  # importing it takes most of a second
 
@@ -208,7 +218,7 @@ def assigned_passages(record: Mapping[str, Any], images: Mapping[int, bytes | st
 
 
 def gpt_passages(record: Mapping[str, Any], order: ImageOrder) -> Passages:
-    """A ChatGPT-generated sequence: text with marks `_!_IMAGE1_!_`, images by mark.
+    """Reads a ChatGPT-generated sequence: text with marks `_!_IMAGE1_!_`, images by mark.
 
     With order "openflamingo" the n-th mark gets image n, whatever its number.
     """
@@ -227,7 +237,7 @@ def gpt_passages(record: Mapping[str, Any], order: ImageOrder) -> Passages:
 
 
 def sequence_passages(record: Mapping[str, Any], load: Callable[[Any], bytes]) -> Passages:
-    """Parallel lists `images` and `texts` with one of both per place, as in OBELICS.
+    """Reads parallel lists `images` and `texts` with one of both per place, as in OBELICS.
 
     `load` turns an entry of `images` into encoded bytes.
     """
@@ -251,7 +261,7 @@ def sequence_passages(record: Mapping[str, Any], load: Callable[[Any], bytes]) -
 
 
 def stored_passages(record: Record) -> Passages:
-    """The project's own stored form: `text`, `image_index`, `images`, `sim`."""
+    """Reads the project's own stored form: `text`, `image_index`, `images`, `sim`."""
     missing = [name for name in ("text", "image_index", "images") if name not in record.fields]
     if missing:
         raise BadRecordError(f"no {', '.join(missing)} among {sorted(record.fields)}")

@@ -21,7 +21,7 @@ from flamingo_jax.data.streams import Records, Stream, StreamConfig
 from flamingo_jax.data.workers import prefetched
 from flamingo_jax.errors import UserError
 from flamingo_jax.schema import build
-from flamingo_jax.text.tokenizer import TextTokens
+from flamingo_jax.text.tokenizer import TextTokenizer
 
 SOURCES: dict[str, type] = {
     "digits_pairs": DigitPairs,
@@ -99,7 +99,7 @@ class StepSource:
         return self.read(step)[0]
 
     def read(self, step: int) -> tuple[Batches, Drawn]:
-        """The batches of a step, and what was drawn for them."""
+        """Makes the batches of a step, and tells what was drawn for them."""
         batches: Batches = {}
         drawn = Drawn()
         for index, (name, stream) in enumerate(sorted(self.streams.items())):
@@ -127,7 +127,7 @@ class _Reader:
 
 
 def make_streams(
-    configs: Mapping[str, StreamConfig], tokens: TextTokens, image_size: int
+    configs: Mapping[str, StreamConfig], tokens: TextTokenizer, image_size: int
 ) -> dict[str, Stream]:
     """Raises UserError for options that the source does not have, and files that it cannot read."""
     streams = {}

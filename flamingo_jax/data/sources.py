@@ -35,14 +35,14 @@ class Corpus(ABC):
 
     @abstractmethod
     def passages(self, record: Record) -> Passages:
-        """All that a record holds. BadRecordError: it is damaged or empty."""
+        """Returns all that a record holds. BadRecordError: it is damaged or empty."""
 
     def placed(self, passages: Passages) -> Passages:
-        """What is used of it. RejectedError: nothing."""
+        """Returns what is used of it. RejectedError: nothing."""
         return passages
 
     def parse(self, record: Record) -> Document:
-        """The document of a record; see `streams.Parser`."""
+        """Makes the document of a record; see `streams.Parser`."""
         passages = self.passages(record)
         if passages.kind == "pair":
             return to_pair(record, passages)

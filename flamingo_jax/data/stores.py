@@ -28,12 +28,12 @@ class Store(Protocol):
     sizes: Int64[np.ndarray, "shards"]  # records per shard
 
     def record(self, shard: int, index: int) -> Record:
-        """BadRecordError: the record cannot be read."""
+        """Reads one. BadRecordError: the record cannot be read."""
         ...
 
 
 def expand(pattern: str, setting: str = "the stream's options.shards") -> list[str]:
-    """The files a pattern names: `{0000..0999}` counts, `{a,b}` lists, `*` and `?` match.
+    """Lists the files a pattern names: `{0..9}` counts, `{a,b}` lists, `*` and `?` match.
 
     Args:
       pattern: what is expanded.
@@ -62,7 +62,7 @@ def expand(pattern: str, setting: str = "the stream's options.shards") -> list[s
 
 
 def open_store(shards: str, index_dir: str = "") -> Store:
-    """The records that `shards` names.
+    """Opens the records that `shards` names.
 
     Args:
       shards: tars or .jsonl files as a pattern (see `expand`), a directory of .jsonl files, a
@@ -108,7 +108,7 @@ class _Files:
             return np.array(list(counts), np.int64)
 
     def opened(self, shard: int) -> tuple[int, np.ndarray]:
-        """(file descriptor, index) of a shard."""
+        """Returns (file descriptor, index) of a shard."""
         if shard not in self._open:
             if len(self._open) >= MAX_OPEN:
                 os.close(self._open.popitem(last=False)[1][0])
@@ -164,7 +164,7 @@ class JsonLinesStore:
 
 
 def _line_starts(path: str) -> np.ndarray:
-    """Where each line that is not blank starts, and at last where the file ends."""
+    """Returns where each line that is not blank starts, and at last where the file ends."""
     starts, position = [], 0
     with open(path, "rb") as file:
         for line in file:

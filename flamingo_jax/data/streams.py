@@ -25,7 +25,7 @@ class Source(Protocol):
     """Where documents come from. Frozen dataclasses, so that their fields are config keys."""
 
     def document(self, position: int, rng: np.random.Generator) -> Document:
-        """The stream's document number `position`: a function of its arguments alone."""
+        """Returns document number `position` of the stream: a function of its arguments alone."""
         ...
 
 
@@ -33,7 +33,7 @@ class Parser(Protocol):
     """How the records of a corpus are read."""
 
     def parse(self, record: Record) -> Document:
-        """BadRecordError: it is damaged or empty. RejectedError: a setting leaves it out."""
+        """Makes a document. BadRecordError: it is damaged. RejectedError: a setting excludes it."""
         ...
 
 
@@ -44,6 +44,7 @@ class StreamConfig:
     Attributes:
       source: a name in `pipeline.SOURCES`; `options` are its fields.
       batch_size: rows per step, on all devices, hosts and in all micro-batches together.
+      loss: a name in `train.losses.LOSSES`.
       weight: of this stream's mean loss.
       text_length: tokens per document; a longer one is cut.
       num_images: images per document.
@@ -58,6 +59,7 @@ class StreamConfig:
     source: Literal["digits_pairs", "digits_documents", "pairs", "mmc4", "sequences", "captions"]
     options: dict[str, Any] = field(default_factory=dict)
     batch_size: int
+    loss: Literal["next_token"] = "next_token"
     weight: float = 1.0
     text_length: int
     num_images: int
@@ -109,7 +111,7 @@ class Records:
     parser: Parser
 
     def record(self, position: int, key: Key) -> Record:
-        """BadRecordError: it cannot be read."""
+        """Reads a record. BadRecordError: it cannot be read."""
         shard, index = self.order.place(position, key)
         try:
             record = self.store.record(shard, index)
@@ -118,7 +120,7 @@ class Records:
         return dataclasses.replace(record, epoch=position // len(self.order))
 
     def document(self, position: int, key: Key) -> Document:
-        """BadRecordError, RejectedError: see `Parser`."""
+        """Returns a document. BadRecordError, RejectedError: see `Parser`."""
         record = self.record(position, key)
         with errors_attributed(record):
             return self.parser.parse(record)
@@ -126,7 +128,7 @@ class Records:
 
 @contextmanager
 def errors_attributed(record: Record) -> Iterator[None]:
-    """Whatever a parser raises on a record's content becomes a BadRecordError that names it."""
+    """Turns what a parser raises on a record's content into a BadRecordError that names it."""
     try:
         yield
     except BadRecordError as error:
@@ -164,7 +166,7 @@ class Stream:
             document, example = self._draw(position, step, key, drawn)
             documents.append(document)
             examples.append(example)
-        image_token = self.make_example.tokens.image
+        image_token = self.make_example.tokens.special.image
         check_image_count(
             np.stack([example["tokens"] for example in examples]),
             image_token,
@@ -178,7 +180,7 @@ class Stream:
         return {name: np.stack([e[name] for e in examples]) for name in examples[0]}
 
     def _draw(self, position: int, step: int, key: Key, drawn: Drawn) -> tuple[Document, Example]:
-        """The document of a position, or the first that can be used of those drawn instead."""
+        """Draws the document of a position, or the first usable one of those drawn instead."""
         reason = ""
         for attempt in range(MAX_ATTEMPTS):
             rng = np.random.default_rng((*key, position, attempt) if attempt else (*key, position))
@@ -212,9 +214,9 @@ class Stream:
         return self.source.document(position, key)
 
     def example(self, document: Document, rng: np.random.Generator) -> Example:
-        """The document's row. RejectedError: too few images are left in it, or nothing to learn."""
+        """Makes the document's row. RejectedError: too few images in it, or nothing to learn."""
         example = self.make_example(document)
-        marks = int((example["tokens"] == self.make_example.tokens.image).sum())
+        marks = int((example["tokens"] == self.make_example.tokens.special.image).sum())
         if marks < self.config.min_images:
             raise RejectedError(f"{marks} images after the cut, fewer than min_images")
         if marks == 1 and rng.random() >= self.config.single_image_share:

@@ -12,7 +12,7 @@ BLOCK = tarfile.BLOCKSIZE
 
 
 def build_tar_index(path: str) -> np.ndarray:
-    """The rows of `scan_tar`; a warning tells of damage."""
+    """Returns the rows of `scan_tar`; a warning tells of damage."""
     rows, lost = scan_tar(path)
     if lost:
         logging.warning("%s is damaged; lost: %s", path, "; ".join(lost))
@@ -76,7 +76,7 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def _members(path: str):
-    """Every member that has an intact header."""
+    """Lists every member that has an intact header."""
     try:
         with tarfile.open(path, "r:", ignore_zeros=True) as tar:
             while (member := tar.next()) is not None:
@@ -87,7 +87,7 @@ def _members(path: str):
 
 
 def _holds_data(file, start: int, end: int) -> bool:
-    """Whether anything but zeros, which tars are padded with, stands there."""
+    """Tells whether anything but zeros, which tars are padded with, stands there."""
     file.seek(start)
     while start < end:
         piece = file.read(min(1 << 20, end - start))

@@ -29,7 +29,7 @@ class TfdsName:
 
     @classmethod
     def parse(cls, text: str) -> "TfdsName":
-        """UserError: a setting but split and data_dir."""
+        """Splits a name. UserError: a setting but split and data_dir."""
         name, _, query = text.removeprefix(PREFIX).partition("?")
         settings = dict(item.partition("=")[::2] for item in query.split("&") if item)
         if not name or settings.keys() - {"split", "data_dir"}:
@@ -40,7 +40,7 @@ class TfdsName:
         return cls(name, **settings)
 
     def builder(self) -> Any:
-        """UserError: TFDS has not prepared it."""
+        """Opens the data set. UserError: TFDS has not prepared it."""
         import tensorflow_datasets as tfds
         from tensorflow_datasets.core.read_only_builder import builder_from_files
 

@@ -9,7 +9,6 @@ import threading
 from collections.abc import Generator
 from typing import Any
 
-import grain
 from absl import flags
 
 # Read by libraries when they start: a worker computes on one core and touches no accelerator.
@@ -32,6 +31,8 @@ def prefetched(
       workers: processes; 0: one thread of this process.
       prefetch: elements kept ready, in each process.
     """
+    import grain  # it imports JAX, which is not needed to say what data there is
+
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=prefetch)
     dataset = grain.MapDataset.source(source)[start:].to_iter_dataset(options)
     if workers:
@@ -52,7 +53,7 @@ def prefetched(
 
 
 def start_worker(_index: int = 0, _count: int = 1) -> None:
-    """What a new process does first: it computes on one core, and ends with its parent."""
+    """Sets up a new process: it computes on one core, and ends with its parent."""
     os.environ.update(ENVIRONMENT)
     if "jax" in sys.modules:  # it has read its environment
         sys.modules["jax"].config.update("jax_platforms", "cpu")
@@ -60,7 +61,7 @@ def start_worker(_index: int = 0, _count: int = 1) -> None:
 
 
 def _end_with_parent() -> None:
-    """A killed trainer ends nobody; its workers would wait for ever and keep shared memory."""
+    """Waits to end with the trainer: if it is killed, workers would keep shared memory for ever."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

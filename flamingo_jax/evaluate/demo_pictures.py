@@ -11,7 +11,7 @@ from matplotlib.patches import Rectangle
 
 from flamingo_jax.evaluate.results import Record
 from flamingo_jax.evaluate.tasks.digits import Digits
-from flamingo_jax.text.documents import END_OF_CHUNK, IMAGE
+from flamingo_jax.text.special_tokens import END_OF_CHUNK, IMAGE
 
 RIGHT, WRONG, LINE, MUTED = "#1a7f37", "#cf222e", "#0550ae", "#6e7781"
 

@@ -18,7 +18,7 @@ from flamingo_jax.generate.engine.batching import model_config
 from flamingo_jax.generate.engine.generate import GenerationConfig, generate
 from flamingo_jax.generate.engine.scoring import score_continuations
 from flamingo_jax.models.params import ModelGraph, Params
-from flamingo_jax.text.tokenizer import TextTokens
+from flamingo_jax.text.tokenizer import TextTokenizer
 
 KEPT_IMAGES = 1024  # at least; 150 MiB at 224 × 224
 
@@ -42,7 +42,9 @@ class Model:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def model_of_run(graph: ModelGraph, params: Params, tokens: TextTokens, mesh: Mesh | None) -> Model:
+def model_of_run(
+    graph: ModelGraph, params: Params, tokens: TextTokenizer, mesh: Mesh | None
+) -> Model:
     """A model that is being trained."""
     tokenizer = tokens.tokenizer
     return Model(

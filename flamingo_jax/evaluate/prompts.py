@@ -1,4 +1,4 @@
-"""Prompts as OpenFlamingo writes them (commit 655f693)."""
+"""The prompt of an example, with demonstrations, as OpenFlamingo writes it (commit 655f693)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from typing import Literal
 
 from flamingo_jax.evaluate.sampling import rng_of
 from flamingo_jax.evaluate.tasks import Example, Task
-from flamingo_jax.text.documents import END_OF_CHUNK, IMAGE
+from flamingo_jax.text.template import few_shot_text
 
 # What the model is shown for a demonstration's image; all but "own" ask whether images matter.
 ContextImages = Literal["own", "shuffled", "blank", "removed"]
@@ -32,7 +32,7 @@ def make_prompt(
     context_images: ContextImages = "own",
     superfluous_images: bool = False,
 ) -> Prompt:
-    """The prompt of one example.
+    """Makes the prompt of one example.
 
     Args:
       task: whose separator.
@@ -45,11 +45,14 @@ def make_prompt(
     """
     removed = context_images == "removed"
     hidden = text_only or removed
-    pieces = []
-    for shown in demonstrations:
-        mark = "" if hidden or shown.image is None else IMAGE
-        text = _plain(shown.question + shown.answer)
-        pieces.append(f"{mark}{text}{END_OF_CHUNK}{task.separator}")
+    text = few_shot_text(
+        (
+            (not hidden and shown.image is not None, shown.question + shown.answer)
+            for shown in demonstrations
+        ),
+        (example.image is not None, example.question),
+        task.separator,
+    )
     images = [shown.image for shown in demonstrations if shown.image is not None]
     if removed or (text_only and not superfluous_images):
         images = []
@@ -61,10 +64,4 @@ def make_prompt(
         images = images[by:] + images[:by]
     if example.image is not None:
         images.append(example.image)
-    asked = (IMAGE if example.image is not None else "") + _plain(example.question)
-    return Prompt(example, tuple(demonstrations), "".join(pieces) + asked, tuple(images))
-
-
-def _plain(text: str) -> str:
-    """Without the marks that only a prompt may set."""
-    return text.replace(IMAGE, "").replace(END_OF_CHUNK, "")
+    return Prompt(example, tuple(demonstrations), text, tuple(images))

@@ -34,9 +34,9 @@ class Processor:
     @functools.cached_property
     def tokenizer(self) -> Any:
         """The transformers tokenizer, Flamingo's tokens included."""
-        from flamingo_jax.text.growing import load_tokenizer
+        from flamingo_jax.text.tokenizer import load_transformers_tokenizer
 
-        return load_tokenizer(self.folder / "tokenizer")
+        return load_transformers_tokenizer(self.folder / "tokenizer")
 
     def pixels(self, picture: Any) -> np.ndarray:
         """A PIL image → uint8 (H, W, 3): shorter side resized (bicubic), centre cropped."""

@@ -17,7 +17,6 @@ from flamingo_jax.generate.prompts import (
     Limits,
     ReadPrompt,
     collate,
-    join,
     read_prompt,
     split_batch,
 )
@@ -26,6 +25,7 @@ from flamingo_jax.models.params import ModelGraph, Params
 from flamingo_jax.models.vlm import ModelConfig
 from flamingo_jax.schema import unknown_key
 from flamingo_jax.text.stop_strings import StopStrings
+from flamingo_jax.text.template import join
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from jaxtyping import Int, UInt8
 from flamingo_jax.data.images import MAX_PIXELS
 from flamingo_jax.errors import UserError
 from flamingo_jax.generate.pictures import Medium, is_picture, pixels_of
-from flamingo_jax.text.documents import END_OF_CHUNK, IMAGE, Document, render
+from flamingo_jax.text.special_tokens import IMAGE
+from flamingo_jax.text.template import prompt_text
 
 Part = str | Medium
 Example = Sequence[Part]  # usually (picture, text)
@@ -54,24 +55,6 @@ def split_batch(query: Any) -> tuple[list[list[Part]], bool]:
     return [list(query)], False
 
 
-def join(examples: Sequence[Example], prompt: Sequence[Part]) -> list[Part]:
-    """Few-shot examples, then the prompt; `<|endofchunk|>` between them."""
-    parts: list[Part] = []
-    for example in examples:
-        if isinstance(example, str) or not isinstance(example, list | tuple):
-            raise UserError(
-                f"{example!r:.80} is no example: each is a pair, as in (picture, 'A cat.')"
-            )
-        parts += [*_end(parts), *example]
-    return [*parts, *(_end(parts) if prompt else []), *prompt]
-
-
-def _end(chunk: Sequence[Part]) -> list[Part]:
-    """The mark that ends what stands before, unless it is there."""
-    ended = not chunk or (isinstance(chunk[-1], str) and chunk[-1].endswith(END_OF_CHUNK))
-    return [] if ended else [END_OF_CHUNK]
-
-
 def read_prompt(
     parts: Sequence[Part], tokenizer: Any, image_size: int, limits: Limits | None = None
 ) -> ReadPrompt:
@@ -93,16 +76,7 @@ def read_prompt(
             f"the prompt has {num_images} pictures, at most {limits.images} are taken: leave out "
             "some examples"
         )
-    own: list[Any] = []
-    for part, following in zip(parts, [*parts[1:], ""], strict=True):
-        if not isinstance(part, str):
-            own.append(np.empty(0))
-        elif isinstance(following, str) or all(isinstance(earlier, str) for earlier in own):
-            own.append(part)
-        else:  # `render` sets the mark before every picture but the first itself
-            own.append(part.removesuffix(END_OF_CHUNK))
-    document = Document("", tuple(own), "interleaved")
-    text = render(document)
+    text = prompt_text(parts)
     tokens = np.asarray(tokenizer(text).input_ids, np.int32)
     if limits.tokens is not None and len(tokens) > limits.tokens:
         raise UserError(

@@ -14,14 +14,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from flamingo_jax import cli
 from flamingo_jax.data.pipeline import make_streams
 from flamingo_jax.data.streams import Stream, StreamConfig
-from flamingo_jax.data.tokenizer import load_tokenizer
 from flamingo_jax.errors import UserError
 from flamingo_jax.files import write_text
 from flamingo_jax.inspect.examine import StreamReport, examine
 from flamingo_jax.inspect.page import render_page
 from flamingo_jax.schema import build
-from flamingo_jax.text.documents import END_OF_CHUNK, IMAGE
-from flamingo_jax.text.tokenizer import TextTokens
+from flamingo_jax.text.special_tokens import END_OF_CHUNK, IMAGE, SpecialTokens
+from flamingo_jax.text.tokenizer import TextTokenizer, load_tokenizer
 from flamingo_jax.train.config import TrainConfig, complete
 
 OUT = flags.DEFINE_string("out", "inspect.html", "the page that is written")
@@ -63,7 +62,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def summary(report: StreamReport) -> str:
-    """One line, and one for every shard at fault."""
+    """Returns one line, and one for every shard at fault."""
     fates = ", ".join(f"{count} {fate}" for fate, count in sorted(report.fates.items()))
     records = f"{report.total:,} records" if report.total else "no files"
     lines = [f"{report.name}: {records}; examined: {fates}"]
@@ -100,14 +99,15 @@ def _bare_streams() -> dict[str, Stream]:
     return make_streams({SHARDS.value: config}, _tokens(), 224)
 
 
-def _tokens() -> TextTokens:
+def _tokens() -> TextTokenizer:
     if TOKENIZER.value:
         return load_tokenizer(TOKENIZER.value, None)
     # Where tokens begin and end is all that the page shows: one id does for every word.
     tokenizer = Tokenizer(models.WordLevel({"</s>": 0, "a word": 1}, unk_token="a word"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.add_special_tokens(["</s>", END_OF_CHUNK, IMAGE])
-    return TextTokens(tokenizer, end_of_chunk=2, image=3, end_of_text="</s>")
+    special = SpecialTokens(end_of_chunk=2, image=3, pad=0, vocabulary=4)
+    return TextTokenizer(tokenizer, special, end_of_text="</s>")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ WIDTH, HEIGHT, BASE = 420, 150, 128
 def bars(
     title: str, labels: Sequence[str], counts: np.ndarray, mark: float | None = None, note: str = ""
 ) -> str:
-    """One bar per label; `mark` draws a line at that many bars from the left, named by `note`."""
+    """Draws one bar per label, and a line named `note` at `mark` bars from the left."""
     step = WIDTH / len(labels)
     every = -(-len(labels) // 12)
     top = max(1, int(counts.max()))

@@ -44,7 +44,7 @@ class Examined:
     left_out: tuple[tuple[LeftOut, str], ...] = ()
 
     def similarity(self) -> np.ndarray:
-        """Of each image with its text, where it is known."""
+        """Returns that of each image with its text, where it is known."""
         if self.passages is None or self.passages.similarity is None:
             return np.zeros(0)
         pairs = zip(self.passages.image_index, self.passages.similarity, strict=True)
@@ -104,7 +104,7 @@ class StreamReport:
 def examine(
     name: str, stream: Stream, *, records: int, documents: int, shards: int
 ) -> StreamReport:
-    """Up to `records` records of a stream, evenly spread; `documents` of them kept in full."""
+    """Examines up to `records` records of a stream, evenly spread; keeps `documents` in full."""
     report = StreamReport(name, stream)
     if isinstance(stream.source, Records):
         report.total = len(stream.source.order)
@@ -117,8 +117,8 @@ def examine(
 
 
 def thresholds(report: StreamReport, levels: list[float]) -> list[tuple[float, float, float]]:
-    """(threshold, share of documents without any image left, share with one of those that have
-    some): appendix B of the OpenFlamingo paper."""
+    """Returns (threshold, share of documents without any image left, share with one of those that
+    have some): appendix B of the OpenFlamingo paper."""
     rows = []
     for level in levels:
         left = np.array([int((scores >= level).sum()) for scores in report.similarity])
@@ -131,7 +131,7 @@ def thresholds(report: StreamReport, levels: list[float]) -> list[tuple[float, f
 
 def marks(stream: Stream, example: Example) -> int:
     """Images that a row shows."""
-    return int((example["tokens"] == stream.make_example.tokens.image).sum())
+    return int((example["tokens"] == stream.make_example.tokens.special.image).sum())
 
 
 def _examined(stream: Stream, records: int) -> Iterator[Examined]:
@@ -173,7 +173,7 @@ def _parsed(source: Records, position: int) -> Examined:
 
 
 def _outcome(stream: Stream, examined: Examined) -> Examined:
-    """With the row that becomes of its document."""
+    """Adds the row that becomes of its document."""
     if examined.document is None:
         return examined
     rng = np.random.default_rng(0)
@@ -189,5 +189,5 @@ def _outcome(stream: Stream, examined: Examined) -> Examined:
 
 
 def _general(reason: str) -> str:
-    """A reason without its numbers, so that like reasons are counted together."""
+    """Returns a reason without its numbers, so that like reasons are counted together."""
     return re.sub(r"\d+(\.\d+)?", "…", reason)

@@ -25,7 +25,7 @@ FATES = {"used": "used", "left out": "left out by a setting", "bad": "damaged or
 
 
 def render_page(reports: Sequence[StreamReport], levels: list[float]) -> str:
-    """The whole page."""
+    """Writes the whole page."""
     sections = "".join(_stream(report, levels) for report in reports)
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
@@ -160,7 +160,7 @@ def _document(stream: Stream, examined: Examined) -> str:
     used = int((examined.example["segments"] != 0).sum())
     shown = marks(stream, examined.example)
     head = (
-        f"{_place(examined)} · {examined.document.kind} · {used} tokens, {learned} of them learned "
+        f"{_place(examined)} · {used} tokens, {learned} of them learned "
         f"· {shown} image{'s' * (shown != 1)}"
     )
     return _article(head, _row(stream, examined), examined.left_out)
@@ -179,11 +179,11 @@ def _row(stream: Stream, examined: Examined) -> str:
         if index >= maker.text_length:
             break
         piece, end = text[end:stop], max(end, stop)
-        if token == maker.tokens.image:
+        if token == maker.tokens.special.image:
             pieces.append(_picture(example["images"][image, 0]))
             image += 1
             continue
-        special = token == maker.tokens.end_of_chunk or piece == maker.tokens.end_of_text
+        special = token == maker.tokens.special.end_of_chunk or piece == maker.tokens.end_of_text
         kind = ("learned" if example["weights"][index] else "context") + " special" * special
         pieces.append(
             f'<span class="{kind}" title="token {index}: id {token}">{_text(piece)}</span>'
@@ -223,7 +223,7 @@ def _thumbnail(image: LeftOut) -> str:
 
 
 def _picture(pixels: np.ndarray) -> str:
-    """Small ones stay sharp."""
+    """Shows an image; small ones stay sharp."""
     small = max(pixels.shape) < 64
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG" if small else "JPEG", quality=80)

@@ -30,7 +30,7 @@ class Shard:
 
 
 def check_shards(store: Store, limit: int) -> Iterator[Shard]:
-    """Up to `limit` shards, evenly spread. Of tars every header is read again, index or none."""
+    """Checks up to `limit` shards, evenly spread; of tars every header is read, index or none."""
     for number in spread(len(store.paths), limit):
         path, records = store.paths[number], int(store.sizes[number])
         num_bytes = os.path.getsize(path)
@@ -48,5 +48,5 @@ def check_shards(store: Store, limit: int) -> Iterator[Shard]:
 
 
 def spread(count: int, limit: int) -> list[int]:
-    """Up to `limit` different numbers below `count`, evenly spread."""
+    """Returns up to `limit` different numbers below `count`, evenly spread."""
     return sorted({int(n) for n in np.linspace(0, count - 1, min(count, limit))})

@@ -20,7 +20,7 @@ from flamingo_jax.data.images import resize_and_crop
 from flamingo_jax.errors import UserError
 from flamingo_jax.models.clip import Clip, ClipConfig
 from flamingo_jax.models.params import ModelGraph, Params, abstract
-from flamingo_jax.text.growing import load_tokenizer
+from flamingo_jax.text.tokenizer import load_transformers_tokenizer
 from flamingo_jax.weights.model_directory import image_settings, put_param
 from flamingo_jax.weights.readers import read_json
 
@@ -113,7 +113,7 @@ class LoadedClip:
                 f"{self.folder} has no tokenizer, expected {' or '.join(TOKENIZER_FILES[:2])}: "
                 "copy the tokenizer's files of this CLIP there"
             )
-        return load_tokenizer(self.folder)
+        return load_transformers_tokenizer(self.folder)
 
     def _tokens(self, texts: Sequence[str]) -> Int32[np.ndarray, "N L"]:
         length, vocabulary = self.config.text.max_length, self.config.text.vocab_size

@@ -1,7 +1,7 @@
 """The one type that every corpus is parsed into: text and images in reading order."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
@@ -9,8 +9,13 @@ import numpy as np
 # certain that they are needed.
 Image = np.ndarray | bytes
 
-END_OF_CHUNK = "<|endofchunk|>"
-IMAGE = "<image>"
+
+@dataclass(frozen=True)
+class Text:
+    """A stretch of text, and whether the model learns to predict it or only reads it."""
+
+    text: str
+    learn: bool = True
 
 
 @dataclass(frozen=True)
@@ -20,38 +25,42 @@ class Document:
     Attributes:
       key: which one it is, for logs and errors.
       parts: text and images in reading order.
-      kind: which label mask it gets, see `examples.loss_weights`.
+      learn_ends: whether the end-of-text token is learnt, and the begin token of tokenizers that
+        add one.
       shard: the file it comes from, if any.
     """
 
     key: str
-    parts: tuple[str | Image, ...]
-    kind: Literal["pair", "interleaved"]
+    parts: tuple[Text | Image, ...]
+    learn_ends: bool = False
     shard: str = ""
 
     @property
     def images(self) -> tuple[Image, ...]:
-        return tuple(part for part in self.parts if not isinstance(part, str))
+        return tuple(part for part in self.parts if not isinstance(part, Text))
 
 
-def render(document: Document) -> str:
-    """The text the language model reads: `<image>` for each image, and `<|endofchunk|>` before
-    every image but the first."""
-    pieces: list[str] = []
+def captioned(key: str, parts: Iterable[str | Image], shard: str = "") -> Document:
+    """Makes a document all of whose text is learnt, as OpenFlamingo learns image–text pairs."""
+    marked = tuple(Text(part) if isinstance(part, str) else part for part in parts)
+    return Document(key, marked, learn_ends=True, shard=shard)
+
+
+def interleaved(key: str, parts: Iterable[str | Image], shard: str = "") -> Document:
+    """Makes a document whose text is learnt from its first image on, as OpenFlamingo learns MMC4:
+    what stands before belongs to no image."""
+    marked: list[Text | Image] = []
     seen_image = False
-    for part in document.parts:
-        if isinstance(part, str):
-            pieces.append(part)
-        else:
-            pieces.append(END_OF_CHUNK + IMAGE if seen_image else IMAGE)
-            seen_image = True
-    return "".join(pieces)
+    for part in parts:
+        seen_image |= not isinstance(part, str)
+        marked.append(Text(part, learn=seen_image) if isinstance(part, str) else part)
+    return Document(key, tuple(marked), shard=shard)
 
 
 def check_image_count(
     tokens_BL: np.ndarray, image_token: int, num_images: int | np.ndarray
 ) -> None:
-    """ValueError naming the first row with more `<image>` tokens than images (an int, or (B,)).
+    """Raises ValueError for the first row with more `<image>` tokens than images (int or (B,)).
 
     Without it such text would see no image at all; the original attends uniformly to every image.
     """

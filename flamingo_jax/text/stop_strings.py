@@ -21,13 +21,13 @@ class StopStrings:
             raise ValueError(f"stop strings are {self.strings!r}: give at least one, none empty")
 
     def length(self, tokens: Sequence[int]) -> int | None:
-        """Tokens up to the one with which a string is complete; None: there is none."""
+        """Counts tokens up to the one with which a string is complete; None: there is none."""
         if not self._is_in(tokens):
             return None
         return next(n for n in range(1, len(tokens) + 1) if self._is_in(tokens[:n]))
 
     def text(self, tokens: Sequence[int]) -> str:
-        """The text before the first of the strings."""
+        """Returns the text before the first of the strings."""
         text = self.decode(tokens)
         return text[: min((i for s in self.strings if (i := text.find(s)) >= 0), default=None)]
 

@@ -81,7 +81,12 @@ def read_config(path: Path) -> TrainConfig:
 def of_today(values: dict[str, Any]) -> dict[str, Any]:
     """Translates the values of a run's `config.json` into those of this version."""
     kept = {key: value for key, value in values.items() if key != "evaluation"}
-    return kept | ({"model": upgraded(kept["model"])} if "model" in kept else {})
+    if "model" in kept:
+        kept["model"] = upgraded(kept["model"])
+    if "streams" in kept:  # which had one loss, unnamed
+        named = {name: {"loss": "next_token", **s} for name, s in kept["streams"].items()}
+        kept["streams"] = named
+    return kept
 
 
 def complete(values: dict[str, Any]) -> dict[str, Any]:

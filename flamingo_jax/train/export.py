@@ -8,11 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flamingo_jax.data.tokenizer import load_tokenizer
 from flamingo_jax.errors import UserError
 from flamingo_jax.models.params import Params, cast, init_params, model_graph, select
-from flamingo_jax.text.growing import PAD
-from flamingo_jax.text.tokenizer import TextTokens
+from flamingo_jax.text.tokenizer import TextTokenizer, load_tokenizer
 from flamingo_jax.train.checkpoint import Checkpointer, check_frozen
 from flamingo_jax.train.config import TrainConfig, read_config
 from flamingo_jax.train.fingerprint import fingerprints
@@ -83,17 +81,16 @@ def _fingerprints(leaves: dict[str, LazyArray], dtype: str) -> dict[str, str]:
     return found
 
 
-def _ids(tokens: TextTokens) -> dict[str, int]:
-    return {"end_of_chunk": tokens.end_of_chunk, "image": tokens.image}
+def _ids(tokens: TextTokenizer) -> dict[str, int]:
+    return {"end_of_chunk": tokens.special.end_of_chunk, "image": tokens.special.image}
 
 
-def _for_transformers(tokens: TextTokens) -> Any:
+def _for_transformers(tokens: TextTokenizer) -> Any:
     from transformers import PreTrainedTokenizerFast
 
-    has_pad = tokens.tokenizer.token_to_id(PAD) is not None
     return PreTrainedTokenizerFast(
         tokenizer_object=tokens.tokenizer,
         eos_token=tokens.end_of_text,
-        pad_token=PAD if has_pad else tokens.end_of_text,
+        pad_token=tokens.tokenizer.id_to_token(tokens.special.pad),
         clean_up_tokenization_spaces=False,
     )

@@ -19,7 +19,7 @@ from flamingo_jax.evaluate.plan import read, show
 from flamingo_jax.models.params import Params
 from flamingo_jax.parallel import multihost
 from flamingo_jax.parallel.mesh import make_mesh
-from flamingo_jax.text.tokenizer import TextTokens
+from flamingo_jax.text.tokenizer import TextTokenizer
 from flamingo_jax.train.config import TrainConfig
 from flamingo_jax.train.setup import Setup, errors_prefixed
 from flamingo_jax.train.signals import StopOnSignal
@@ -54,7 +54,7 @@ class FewShot:
         self,
         config: TrainConfig,
         setup: Setup,
-        tokens: TextTokens,
+        tokens: TextTokenizer,
         workdir: Path,
         signals: StopOnSignal,
     ):

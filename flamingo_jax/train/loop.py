@@ -12,11 +12,11 @@ from jax.experimental.multihost_utils import broadcast_one_to_all
 from jax.sharding import Mesh
 
 from flamingo_jax.data.pipeline import make_streams
-from flamingo_jax.data.tokenizer import load_tokenizer
 from flamingo_jax.errors import UserError
 from flamingo_jax.models.params import Params
 from flamingo_jax.parallel import multihost
 from flamingo_jax.schema import dump
+from flamingo_jax.text.tokenizer import load_tokenizer
 from flamingo_jax.train.checkpoint import Checkpointer, check_frozen, check_same_run
 from flamingo_jax.train.config import TrainConfig
 from flamingo_jax.train.feed import DevicePrefetcher, open_batches

@@ -91,6 +91,7 @@ def set_up(config: TrainConfig, devices: list[jax.Device] | None = None) -> Setu
         config.optimizer.clip_norm if config.compat == "openflamingo" else None,
         {name: stream.row_parts for name, stream in config.streams.items()},
         trains_encoder=any(map(config.model.encoder.owns, trained)),
+        losses={name: stream.loss for name, stream in config.streams.items()},
     )
     return Setup(
         mesh=mesh,

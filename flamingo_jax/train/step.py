@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from flamingo_jax.models.params import ModelGraph, Params
 from flamingo_jax.models.vlm import VisionLanguageModel
+from flamingo_jax.train.losses import LOSSES
 
 # stream → images (B, T, F, H, W, 3) or their features (B, T, F, P, D); tokens, segments, weights
 Batch = Mapping[str, Mapping[str, Array]]
@@ -39,11 +40,12 @@ def stream_losses(
     batch: Batch,
     totals: Mapping[str, Array],
     row_parts: Mapping[str, int] | None = None,
+    losses: Mapping[str, str] | None = None,
 ) -> dict[str, Float[Array, ""]]:
-    """Returns the loss of each stream: Σ weight·nll of its tokens over `totals`, the Σ weight that
-    it is part of.
+    """Returns each stream's loss: its sum over rows, over `totals`, the Σ weight it is part of.
 
     `row_parts`: of each stream, see `VisionLanguageModel.hidden_states`; none: 1.
+    `losses`: of each stream, a name in `LOSSES`; none: "next_token".
     """
     model: VisionLanguageModel = graph.merge(params, frozen)
     streams = encode_images(model, batch).values()
@@ -55,7 +57,7 @@ def stream_losses(
         [(row_parts or {}).get(name, 1) for name in batch],
     )
     return {
-        name: model.weighted_nll(x_BLD, batch[name]["tokens"], batch[name]["weights"])
+        name: LOSSES[(losses or {}).get(name, "next_token")](model, x_BLD, batch[name])
         / totals[name]
         for name, x_BLD in zip(batch, texts, strict=True)
     }
@@ -80,6 +82,7 @@ def make_train_step(
     micro_clip_norm: float | None = None,
     row_parts: Mapping[str, int] | None = None,
     trains_encoder: bool = True,
+    losses: Mapping[str, str] | None = None,
 ) -> Callable[[TrainState, Params, Batch], tuple[TrainState, Metrics]]:
     """The update of `state` by one batch; jit it with `state` donated.
 
@@ -91,22 +94,23 @@ def make_train_step(
     `micro_clip_norm` accumulates as OpenFlamingo does instead: the mean of the micro-batches' own
     means, its gradient clipped to this norm after every micro-batch; 0: not clipped.
 
-    `row_parts`: see `stream_losses`. `trains_encoder`: whether some of its parameters are trained.
+    `row_parts`, `losses`: see `stream_losses`. `trains_encoder`: whether some of its parameters are
+    trained.
     """
 
     def loss_fn(params, frozen, batch, totals):
-        losses = stream_losses(graph, params, frozen, batch, totals, row_parts)
-        return sum(stream_weights[name] * loss for name, loss in losses.items()), losses
+        values = stream_losses(graph, params, frozen, batch, totals, row_parts, losses)
+        return sum(stream_weights[name] * loss for name, loss in values.items()), values
 
     def gradients(params, frozen, batch, totals):
         if not trains_encoder:
             # Outside of what is differentiated, so that nothing of the encoder can be kept for it.
             model = graph.merge(params, frozen)
             batch = encode_images(model, batch)
-        (_, losses), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+        (_, values), grads = jax.value_and_grad(loss_fn, has_aux=True)(
             params, frozen, batch, totals
         )
-        return grads, losses
+        return grads, values
 
     def accumulate(params, frozen, batch, totals):
         micro_batches = jax.tree.map(lambda x: split_micro_batches(x, accumulation_steps), batch)
@@ -127,12 +131,12 @@ def make_train_step(
     def train_step(state, frozen, batch):
         totals = token_totals(batch)
         compute = gradients if accumulation_steps == 1 else accumulate
-        grads, losses = compute(state.params, frozen, batch, totals)
+        grads, values = compute(state.params, frozen, batch, totals)
 
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         grad_norm = optax.tree.norm(grads)
-        loss = sum(stream_weights[name] * value for name, value in losses.items())
+        loss = sum(stream_weights[name] * value for name, value in values.items())
         finite = jnp.isfinite(grad_norm) & jnp.isfinite(loss)
         params, opt_state = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old),
@@ -142,7 +146,7 @@ def make_train_step(
         nonfinite_steps = jnp.where(finite, 0, state.nonfinite_steps + 1)
         metrics = {
             "loss": loss,
-            **{f"loss/{name}": value for name, value in losses.items()},
+            **{f"loss/{name}": value for name, value in values.items()},
             **{f"tokens/{name}": total for name, total in totals.items()},
             "grad_norm": grad_norm,
             "nonfinite_steps": nonfinite_steps,

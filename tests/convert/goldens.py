@@ -10,10 +10,10 @@ import numpy as np
 
 from flamingo_jax.convert.importing import Imported, import_state_dict
 from flamingo_jax.convert.openflamingo import all_rows
-from flamingo_jax.data.examples import loss_weights
 from flamingo_jax.models.params import ModelGraph, Params, model_graph
 from flamingo_jax.weights.views import Plan, make_plan
 from tests import golden_root
+from tests.openflamingo_labels import loss_weights
 
 FOLDER = "openflamingo"
 NAMES = sorted(path.parent.name for path in golden_root.find(FOLDER).glob("*/golden.npz"))

@@ -11,7 +11,8 @@ import pytest
 
 from flamingo_jax.convert.__main__ import main
 from flamingo_jax.errors import UserError
-from flamingo_jax.text.growing import grow_tokenizer, load_tokenizer, resize_rows
+from flamingo_jax.text.special_tokens import resize_rows
+from flamingo_jax.text.tokenizer import grow_tokenizer, load_transformers_tokenizer
 from flamingo_jax.weights import writers
 from flamingo_jax.weights.model_directory import open_directory
 from flamingo_jax.weights.readers import read_directory, read_file, read_safetensors, read_torch
@@ -269,12 +270,12 @@ def test_bfloat16_tensors_are_read_exactly(tmp_path):
 
 def test_tokenizers_grow_as_in_openflamingo(tmp_path):
     torch_models.save_tokenizer(tmp_path)
-    tokenizer = load_tokenizer(tmp_path)
+    tokenizer = load_transformers_tokenizer(tmp_path)
     ids = grow_tokenizer(tokenizer)
     assert (ids.end_of_chunk, ids.image, ids.pad, ids.vocabulary) == (50, 51, 52, 53)
     assert tokenizer("w3<image>w4<|endofchunk|>").input_ids == [3, 51, 4, 50]
     assert grow_tokenizer(tokenizer) == ids
-    tokenizer = load_tokenizer(tmp_path)
+    tokenizer = load_transformers_tokenizer(tmp_path)
     tokenizer.pad_token = "w1"
     assert (grow_tokenizer(tokenizer).pad, len(tokenizer)) == (1, 52)
 

@@ -3,6 +3,7 @@ from collections import Counter
 import numpy as np
 
 from flamingo_jax.data import digits
+from flamingo_jax.text import digit_words
 
 
 def test_splits_share_no_scan():
@@ -16,10 +17,10 @@ def test_splits_share_no_scan():
 
 def test_poses_are_sixteen_different_views(rng):
     scan = rng.integers(0, 200, (8, 8, 3), dtype=np.uint8)
-    views = {digits.posed(scan, pose).tobytes() for pose in range(digits.NUM_POSES)}
+    views = {digits.posed(scan, pose).tobytes() for pose in range(digit_words.NUM_POSES)}
     assert len(views) == 16
     np.testing.assert_array_equal(digits.posed(scan, 0), scan)
-    assert len({digits.caption(3, pose) for pose in range(digits.NUM_POSES)}) == 16
+    assert len({digit_words.caption(3, pose) for pose in range(digit_words.NUM_POSES)}) == 16
 
 
 def test_documents_are_functions_of_their_position():
@@ -35,21 +36,21 @@ def test_binding_documents_bind_each_name_to_one_class(rng):
     pairs = Counter()
     for position in range(200):
         parts = source.document(position, rng).parts
-        names = set(parts[1::2])
+        names = {part.text for part in parts[1::2]}
         assert len(parts) == 24
-        assert names <= set(digits.NAMES)
+        assert names <= set(digit_words.NAMES)
         assert len(names) <= 2
         pairs.update(names)
-    assert len(pairs) == len(digits.NAMES)
+    assert len(pairs) == len(digit_words.NAMES)
 
 
 def test_names_say_nothing_about_digits(rng):
     """Over many documents, each name goes with each digit equally often."""
     targets = digits.scans("held_out")[1]
-    counts = np.zeros((10, len(digits.NAMES)))
+    counts = np.zeros((10, len(digit_words.NAMES)))
     for _ in range(4000):
         _, asked, (right, _) = digits.binding_question(0, rng)
-        counts[targets[asked], digits.NAMES.index(right)] += 1
+        counts[targets[asked], digit_words.NAMES.index(right)] += 1
     assert abs(counts - 20).max() < 5 * np.sqrt(20)
 
 
@@ -77,7 +78,7 @@ def test_binding_questions_show_every_scan_once(rng):
 
 
 def test_captions_are_whole_words():
-    tokenizer = digits.tokenizer()
-    ids = tokenizer.encode(digits.caption(7, 15)).ids
+    tokenizer = digit_words.tokenizer()
+    ids = tokenizer.encode(digit_words.caption(7, 15)).ids
     assert tokenizer.decode(ids) == "a handwritten seven turned right mirrored inverted"
     assert tokenizer.token_to_id("</s>") not in ids

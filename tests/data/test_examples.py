@@ -3,11 +3,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flamingo_jax.data.examples import ExampleMaker, loss_weights
-from flamingo_jax.data.tokenizer import load_tokenizer
-from flamingo_jax.errors import UserError
-from flamingo_jax.text.documents import Document, render
+from flamingo_jax.data.examples import ExampleMaker
+from flamingo_jax.text.documents import captioned, interleaved
+from flamingo_jax.text.tokenizer import load_tokenizer
 from tests import golden_root
+from tests.openflamingo_labels import loss_weights
 
 LABELS = "openflamingo/data/labels.npz"
 SCAN = np.full((8, 8, 3), 7, np.uint8)
@@ -19,14 +19,8 @@ def tokens():
     return load_tokenizer("digits", VOCAB_SIZE)
 
 
-def document(*parts, kind="interleaved") -> Document:
-    return Document("test", parts, kind)
-
-
-def test_render_ends_every_chunk_but_the_last():
-    assert render(document("see", SCAN, "dax", SCAN, "wug")) == (
-        "see<image>dax<|endofchunk|><image>wug"
-    )
+def document(*parts, kind="interleaved"):
+    return {"pair": captioned, "interleaved": interleaved}[kind]("test", parts)
 
 
 def test_a_row_has_fixed_shapes_and_an_end(tokens):
@@ -50,17 +44,17 @@ def test_a_pair_learns_its_end(tokens):
 def test_long_documents_are_cut_so_that_every_mark_has_its_image(tokens):
     parts = [part for _ in range(5) for part in (SCAN, "dax")]
     example = ExampleMaker(tokens, 40, 3, 8)(document(*parts))
-    assert (example["tokens"] == tokens.image).sum() == 3
+    assert (example["tokens"] == tokens.special.image).sum() == 3
     assert example["segments"].sum() == 10
     short = ExampleMaker(tokens, 4, 3, 8)(document(*parts))
-    assert (short["tokens"] == tokens.image).sum() == 2
+    assert (short["tokens"] == tokens.special.image).sum() == 2
 
 
 def test_prompts_have_no_end(tokens):
     maker = ExampleMaker(tokens, 6, 2, 8)
     example = maker.prompt(document(SCAN, "dax", SCAN))
     assert example["segments"].sum() == 4
-    assert example["tokens"][3] == tokens.image
+    assert example["tokens"][3] == tokens.special.image
     with pytest.raises(ValueError, match="prompt of 7 tokens and 3 images does not fit 6 tokens"):
         maker.prompt(document(SCAN, "dax", SCAN, "wug", SCAN))
 
@@ -84,6 +78,18 @@ def naive_weights(tokens, valid, kind):
     return [float(c) for c in counted]
 
 
+PARTS = st.lists(st.sampled_from([SCAN, "dax", "wug zorp"]), max_size=9)
+
+
+@given(PARTS, st.integers(1, 24), st.integers(1, 4), st.sampled_from(["pair", "interleaved"]))
+def test_rows_learn_what_openflamingo_learns(parts, length, num_images, kind):
+    tokens = load_tokenizer("digits", VOCAB_SIZE)
+    ids = {"image": tokens.special.image, "end_of_chunk": tokens.special.end_of_chunk}
+    row = ExampleMaker(tokens, length, num_images, 8)(document(*parts, kind=kind))
+    expected = loss_weights(row["tokens"], row["segments"] != 0, kind, **ids)
+    np.testing.assert_array_equal(row["weights"], expected)
+
+
 @given(
     st.lists(st.sampled_from([1, 2, 3, 4]), min_size=1, max_size=12),
     st.integers(0, 12),
@@ -104,22 +110,3 @@ def test_loss_weights_equal_the_golden_labels(kind, name):
     for tokens, mask, labels in rows:
         got = loss_weights(tokens, mask != 0, kind, **ids)
         np.testing.assert_array_equal(got != 0, labels != -100)
-
-
-def test_tokenizers_that_do_not_fit_the_model_are_refused(tmp_path):
-    with pytest.raises(UserError, match=r"ids \(40, 41\).*set decoder.vocab_size to 40"):
-        load_tokenizer("digits", 50)
-    with pytest.raises(UserError, match=r"neither 'digits' nor a tokenizer\.json"):
-        load_tokenizer(str(tmp_path / "none.json"), 50)
-
-
-def test_a_saved_tokenizer_loses_its_truncation_and_padding(tokens, tmp_path):
-    from flamingo_jax.data import digits
-
-    saved = digits.tokenizer()
-    saved.enable_truncation(2)
-    saved.enable_padding(length=9)
-    saved.save(str(tmp_path / "tokenizer.json"))
-    loaded = load_tokenizer(str(tmp_path / "tokenizer.json"), VOCAB_SIZE)
-    text = "<image>dax<|endofchunk|><image>"
-    assert loaded.encode(text) == tokens.encode(text)

@@ -8,8 +8,8 @@ import numpy as np
 
 from flamingo_jax.data.pipeline import StepSource, make_streams
 from flamingo_jax.data.streams import StreamConfig
-from flamingo_jax.data.tokenizer import load_tokenizer
 from flamingo_jax.data.workers import prefetched
+from flamingo_jax.text.tokenizer import load_tokenizer
 
 WITHOUT_GRAIN = """
 import importlib, pkgutil, sys, types

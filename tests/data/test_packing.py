@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from flamingo_jax.data.examples import ExampleMaker
 from flamingo_jax.data.packing import Packing, pack
 from flamingo_jax.data.pipeline import StepSource, StreamConfig, make_streams
-from flamingo_jax.data.tokenizer import load_tokenizer
 from flamingo_jax.ops.cross_entropy import weighted_nll
-from flamingo_jax.text.documents import Document
+from flamingo_jax.text.documents import captioned, interleaved
+from flamingo_jax.text.tokenizer import load_tokenizer
 from tests.conftest import IMAGE, VOCAB, random_images
 
 WORDS = ("dax", "wug", "toma", "zorp", "fep")
@@ -29,15 +29,15 @@ def documents(rng, count):
         image = rng.integers(1, 256, (8, 8, 3), dtype=np.uint8)
         text = " ".join(WORDS[: 1 + n % 5])
         if n % 3 == 2:
-            found.append(Document("x", ("dax", image, text, image // 2, "wug"), "interleaved"))
+            found.append(interleaved("x", ("dax", image, text, image // 2, "wug")))
         else:
-            found.append(Document("x", (image, text), "pair"))
+            found.append(captioned("x", (image, text)))
     return found
 
 
 def test_documents_stand_one_after_the_other(maker, rng):
     examples = [maker(document) for document in documents(rng, 3)]
-    row = pack(examples, Packing(documents=4, text_length=30), maker.tokens.image)
+    row = pack(examples, Packing(documents=4, text_length=30), maker.tokens.special.image)
     lengths = [(example["segments"] != 0).sum() for example in examples]
     assert row["segments"].tolist()[: sum(lengths)] == np.repeat([1, 2, 3], lengths).tolist()
     assert not row["segments"][sum(lengths) :].any()
@@ -58,7 +58,7 @@ def test_rows_of_any_shape_are_consistent(length, count, places, parts):
     count, length = count * parts, length * parts
     examples = [maker(document) for document in documents(np.random.default_rng(0), count)]
     packing = Packing(documents=count, text_length=length, images=places, parts=parts)
-    row = pack(examples, packing, tokens.image)
+    row = pack(examples, packing, tokens.special.image)
     assert len(row["images"]) == (places or 2 * count)
     owners = [set(part) - {0} for part in np.split(row["segments"], parts)]
     assert sum(map(len, owners)) == len(set.union(*owners)), "a document is in two parts"
@@ -66,7 +66,7 @@ def test_rows_of_any_shape_are_consistent(length, count, places, parts):
     assert not row["tokens"][padding].any()
     assert not row["weights"][padding].any()
     assert row["weights"].sum() <= sum(e["weights"][1:].sum() for e in examples)
-    used = (row["tokens"] == tokens.image).sum()
+    used = (row["tokens"] == tokens.special.image).sum()
     assert used <= len(row["images"])
     assert row["images"][:used].any(axis=(1, 2, 3, 4)).all()
     assert not row["images"][used:].any()
@@ -74,7 +74,7 @@ def test_rows_of_any_shape_are_consistent(length, count, places, parts):
 
 def test_a_document_is_cut_before_the_image_that_is_one_too_many(maker, rng):
     examples = [maker(document) for document in documents(rng, 6)]  # 1, 1, 2, 1, 1, 2 images
-    image = maker.tokens.image
+    image = maker.tokens.special.image
     row = pack(examples, Packing(documents=6, text_length=72, images=3), image)
     whole = pack(examples, Packing(documents=6, text_length=72), image)
     assert whole["segments"].max() == 6
@@ -87,7 +87,7 @@ def test_a_document_is_cut_before_the_image_that_is_one_too_many(maker, rng):
 
 def test_parts_begin_where_rows_of_their_own_would(maker, rng):
     examples = [maker(document) for document in documents(rng, 6)]
-    image = maker.tokens.image
+    image = maker.tokens.special.image
     row = pack(examples, Packing(documents=6, text_length=60, images=9, parts=3), image)
     own = Packing(documents=2, text_length=20)
     alone = [pack(examples[i : i + 2], own, image) for i in (0, 2, 4)]

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from flamingo_jax.data.pipeline import StepSource, StreamConfig, batches, make_streams
-from flamingo_jax.data.tokenizer import load_tokenizer
 from flamingo_jax.errors import UserError
-from flamingo_jax.text.documents import Document
+from flamingo_jax.text.documents import captioned
+from flamingo_jax.text.tokenizer import load_tokenizer
 
 CONFIGS = {
     "pairs": StreamConfig(source="digits_pairs", batch_size=3, text_length=10, num_images=1),
@@ -66,7 +66,7 @@ def test_a_mark_without_an_image_names_the_row():
         def document(self, position, rng):
             text = "dax" if position == 0 else "<image>dax"
             image = np.zeros((8, 8, 3), np.uint8)
-            return Document(f"broken/{position}", (image, text), "pair")
+            return captioned(f"broken/{position}", (image, text))
 
     stream = dataclasses.replace(source().streams["pairs"], source=Broken())
     with pytest.raises(UserError, match="'x', step 0: row 1 has 2 <image> tokens but 1 images"):

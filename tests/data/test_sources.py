@@ -12,8 +12,9 @@ from flamingo_jax.data.images import decode_image
 from flamingo_jax.data.parsers import Passages, place_images
 from flamingo_jax.data.records import BadRecordError, Record, RejectedError
 from flamingo_jax.data.sources import Mmc4, Pairs, Sequences
-from flamingo_jax.data.tokenizer import load_tokenizer
-from flamingo_jax.text.documents import render
+from flamingo_jax.text.documents import Text
+from flamingo_jax.text.template import render
+from flamingo_jax.text.tokenizer import load_tokenizer
 from tests import golden_root
 
 from .corpora import mmc4_record, picture
@@ -33,7 +34,9 @@ def record(value, **fields) -> Record:
 def spelled(document) -> str:
     """The text with each image's letter."""
     letters = {A: "A", B: "B", C: "C"}
-    return "|".join(part if isinstance(part, str) else letters[part] for part in document.parts)
+    return "|".join(
+        part.text if isinstance(part, Text) else letters[part] for part in document.parts
+    )
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +171,7 @@ def test_sequences_of_images_and_texts(tmp_path):
     assert spelled(source.parse(row)) == "x|A|y\n\nz|B"
     pair = record({"image": "0.jpg", "text": " dax "}, **{"0.jpg": A})
     document = source.parse(pair)
-    assert (spelled(document), document.kind) == ("A|dax", "pair")
+    assert (spelled(document), document.learn_ends) == ("A|dax", True)
     for name in ("../b.png", "/etc/hostname", "none.png", 3):
         values = json.dumps({"image": name, "text": "x"}).encode()
         with pytest.raises(BadRecordError, match="image"):
@@ -228,5 +231,5 @@ def test_bad_documents(change, reason):
 def test_captions_cannot_bring_marks_of_their_own():
     fields = {"webp": A, "txt": b"a <image> b<|endofchunk|>"}
     document = Pairs(shards="").parse(Record("s", "k", fields))
-    assert render(document) == "<image>a  b"
+    assert render(document.parts) == "<image>a  b"
     assert decode_image(document.images[0], 8).shape == (8, 8, 3)

@@ -14,6 +14,7 @@ from flamingo_jax.data.sources import Sequences
 from flamingo_jax.data.stores import expand, open_store
 from flamingo_jax.data.tar_index import build_tar_index, split_name
 from flamingo_jax.errors import UserError
+from flamingo_jax.text.documents import Text
 
 from .corpora import pair_samples, write_pairs, write_tar
 
@@ -208,4 +209,4 @@ def test_json_lines_named_without_a_directory(tmp_path, monkeypatch):
     (tmp_path / "0.jpg").write_bytes(b"picture")
     monkeypatch.chdir(tmp_path)
     record = open_store("a.jsonl").record(0, 0)
-    assert Sequences(shards="a.jsonl").parse(record).parts == (b"picture", "dax")
+    assert Sequences(shards="a.jsonl").parse(record).parts == (b"picture", Text("dax"))

@@ -10,8 +10,8 @@ from flamingo_jax.data.records import BadRecordError, Record
 from flamingo_jax.data.sources import Captions
 from flamingo_jax.data.stores import open_store
 from flamingo_jax.data.tfds_store import TfdsName
-from flamingo_jax.data.tokenizer import load_tokenizer
 from flamingo_jax.errors import UserError
+from flamingo_jax.text.tokenizer import load_tokenizer
 
 from .corpora import picture, write_tfds
 from .test_stores import records
@@ -146,7 +146,7 @@ def test_captions_by_feature():
     record = Record("s", "k", fields)
 
     def caption(path: str) -> str:
-        return Captions(shards="", text=path).parse(record).parts[1]
+        return Captions(shards="", text=path).parse(record).parts[1].text
 
     assert (caption("label"), caption("nested/text")) == ("dax", "wug")
     for path, reason in (

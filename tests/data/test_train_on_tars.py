@@ -14,9 +14,9 @@ import pytest
 from benchmarks.process_tree import resident_bytes
 from flamingo_jax.data.bad_records import BadRecordLog
 from flamingo_jax.data.pipeline import DataConfig, StepSource, StreamConfig, batches, make_streams
-from flamingo_jax.data.tokenizer import load_tokenizer
 from flamingo_jax.errors import UserError
 from flamingo_jax.schema import build
+from flamingo_jax.text.tokenizer import load_tokenizer
 from flamingo_jax.train.config import TrainConfig
 from flamingo_jax.train.loop import run
 from flamingo_jax.train.metrics import read_metrics

@@ -14,8 +14,8 @@ import pytest
 from flamingo_jax.data.bad_records import BadEntry, BadRecordLog, Drawn
 from flamingo_jax.data.packing import Packing
 from flamingo_jax.data.pipeline import StepSource, StreamConfig, batches, make_streams
-from flamingo_jax.data.tokenizer import load_tokenizer
 from flamingo_jax.errors import UserError
+from flamingo_jax.text.tokenizer import load_tokenizer
 
 from .corpora import damaged_pairs, mmc4_samples, odd_pairs, write_pairs, write_tar
 

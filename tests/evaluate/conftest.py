@@ -10,7 +10,7 @@ from flamingo_jax.evaluate.command import open_model
 from flamingo_jax.evaluate.config import FewShotConfig
 from flamingo_jax.evaluate.tasks import TASKS
 from flamingo_jax.schema import dump
-from flamingo_jax.text.growing import grow_tokenizer
+from flamingo_jax.text.tokenizer import grow_tokenizer
 from flamingo_jax.weights.model_directory import Provenance, write_directory
 from flamingo_jax.weights.views import LazyArray
 from tests.clip_models import save_clip

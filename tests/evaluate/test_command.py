@@ -13,11 +13,11 @@ import pytest
 from absl import flags
 
 from flamingo_jax import train
-from flamingo_jax.data.tokenizer import load_tokenizer
 from flamingo_jax.errors import UserError
 from flamingo_jax.evaluate import __main__ as command
 from flamingo_jax.evaluate.command import few_shot
 from flamingo_jax.schema import build
+from flamingo_jax.text.tokenizer import load_tokenizer
 from flamingo_jax.train.config import TrainConfig
 from flamingo_jax.train.few_shot import FewShot
 from flamingo_jax.train.metrics import read_metrics

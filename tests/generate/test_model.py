@@ -12,6 +12,7 @@ from flamingo_jax.errors import UserError
 from flamingo_jax.generate.engine import generate as generation
 from flamingo_jax.generate.engine import scoring
 from flamingo_jax.parallel.mesh import MeshConfig, make_mesh
+from flamingo_jax.text import digit_words
 
 SCANS = digits.scans("held_out")[0]
 PROMPT = [SCANS[0], "dax", SCANS[1], "wug", SCANS[2]]
@@ -20,7 +21,7 @@ SHORT = {"max_new_tokens": 4}
 
 def arrays(flamingo):
     """The prompt without any of the code under test."""
-    tokenizer = digits.tokenizer()
+    tokenizer = digit_words.tokenizer()
     dax, wug = (tokenizer.token_to_id(word) for word in ("dax", "wug"))
     end, image = flamingo.config.end_of_chunk_token, flamingo.config.image_token
     tokens = np.array([[image, dax, end, image, wug, end, image]])
@@ -97,7 +98,7 @@ def test_a_string_ends_a_text(flamingo):
 def test_classify_chooses_the_likeliest(flamingo):
     choices = ["dax", "a handwritten two", "zero"]
     chosen = flamingo.classify(PROMPT, choices, details=True)
-    ids = [digits.tokenizer().encode(choice).ids for choice in choices]
+    ids = [digit_words.tokenizer().encode(choice).ids for choice in choices]
     images, tokens = arrays(flamingo)
     scores = scoring.score_continuations(flamingo.graph, flamingo.params, images, tokens, None, ids)
     np.testing.assert_allclose(list(chosen.logprobs.values()), scores.sums_BC[0], rtol=1e-5)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from flamingo_jax.errors import UserError
-from flamingo_jax.generate.prompts import Limits, collate, join, read_prompt, split_batch
+from flamingo_jax.generate.prompts import Limits, collate, read_prompt, split_batch
+from flamingo_jax.text.template import join
 from tests.conftest import random_images
 
 

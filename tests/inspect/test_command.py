@@ -8,12 +8,12 @@ import pytest
 from absl.testing import flagsaver
 
 from flamingo_jax.data.pipeline import StreamConfig, make_streams
-from flamingo_jax.data.tokenizer import load_tokenizer
 from flamingo_jax.errors import UserError
 from flamingo_jax.inspect import __main__ as inspect
 from flamingo_jax.inspect.examine import examine, thresholds
 from flamingo_jax.inspect.page import render_page
 from flamingo_jax.inspect.shards import spread
+from flamingo_jax.text.tokenizer import load_tokenizer
 from tests.data.corpora import (
     damaged_pairs,
     mmc4_record,

@@ -6,7 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
-from flamingo_jax.ops.cross_entropy import chunk_length, chunked_nll, weighted_nll
+from flamingo_jax.ops.cross_entropy import (
+    chunk_length,
+    chunked_nll,
+    chunked_row_nll,
+    weighted_nll,
+)
 from flamingo_jax.ops.vocabulary_logits import vocabulary_logits
 from flamingo_jax.parallel.mesh import MeshConfig, make_mesh
 
@@ -66,6 +71,29 @@ def test_chunks_give_the_value_and_the_gradients_of_the_whole(arrays, length):
     np.testing.assert_allclose(of_x, expected_x, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(of_rows, expected_rows, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(chunked(*cut), plain(*cut), rtol=1e-6)
+
+
+@pytest.mark.parametrize("length", [LENGTH, 11])
+def test_rows_may_have_factors_of_their_own(arrays, length):
+    x, parts, tokens, weights = arrays
+    cut = x[:, :length], parts, tokens[:, :length], weights[:, :length]
+
+    def by_row(x, parts, tokens, weights):
+        rows_B = chunked_row_nll(vocabulary_logits, x, parts, tokens, weights, max_logits_mib=1)
+        return jnp.sum(jax.nn.softplus(rows_B / 50))
+
+    def plain_by_row(x, parts, tokens, weights):
+        one_by_one = zip(x, tokens, weights, strict=True)
+        rows = [plain(a[None], parts, b[None], c[None]) for a, b, c in one_by_one]
+        return jnp.sum(jax.nn.softplus(jnp.stack(rows) / 50))
+
+    (value, (of_x, of_rows)), compiled = gradients(by_row, cut)
+    (expected, (expected_x, expected_rows)), _ = gradients(plain_by_row, cut)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    np.testing.assert_allclose(of_x, expected_x, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(of_rows, expected_rows, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(by_row(*cut), plain_by_row(*cut), rtol=1e-6)
+    assert compiled.memory_analysis().temp_size_in_bytes < 0.7 * BATCH * ROW_MIB * 2**20
 
 
 def test_memory_is_bounded_and_no_logits_are_computed_twice(arrays):

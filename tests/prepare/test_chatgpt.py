@@ -11,7 +11,7 @@ from flamingo_jax.errors import UserError
 from flamingo_jax.prepare.commands import main
 from flamingo_jax.prepare.retrieval import Pool
 from flamingo_jax.similarity.clip import load_clip
-from flamingo_jax.text.documents import render
+from flamingo_jax.text.template import render
 from tests.clip_models import save_clip
 from tests.data.corpora import damaged_pairs, pair_samples, picture, write_tar
 
@@ -65,7 +65,9 @@ def test_images_are_the_nearest_and_none_is_used_twice(pool, clip_directory, tmp
     assert found == [picture(int(n)) for n in expected]
     document = Mmc4(shards="").parse(record)
     assert document.images == tuple(found)
-    assert render(document) == ("dax<image>zorp fep<|endofchunk|><image>toma<|endofchunk|><image>")
+    assert render(document.parts) == (
+        "dax<image>zorp fep<|endofchunk|><image>toma<|endofchunk|><image>"
+    )
 
 
 def test_the_text_around_re_ranks_the_candidates(pool, clip_directory, tmp_path):

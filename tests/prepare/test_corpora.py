@@ -13,9 +13,10 @@ from flamingo_jax.data.pipeline import StepSource, StreamConfig, make_streams
 from flamingo_jax.data.records import Record
 from flamingo_jax.data.sources import Mmc4, Pairs, Sequences
 from flamingo_jax.data.stores import open_store
-from flamingo_jax.data.tokenizer import load_tokenizer
 from flamingo_jax.errors import UserError
-from flamingo_jax.text.documents import render
+from flamingo_jax.text.documents import Text, captioned
+from flamingo_jax.text.template import render
+from flamingo_jax.text.tokenizer import load_tokenizer
 from tests.data.corpora import pair_samples, picture, write_tar
 
 from .conftest import prepare
@@ -52,7 +53,7 @@ def test_mmc4_documents_are_those_of_the_corpus(mmc4):
     for n in range(8):
         document = found[f"docs_shard_0_v2/{n}"]
         assert document.images == (picture(2 * n + 1), picture(2 * n))
-        text = render(document)
+        text = render(document.parts)
         assert text == f"<image>dax<|endofchunk|><image>{mmc4_document(n)['text_list'][1]} toma"
     assert found["docs_shard_1_v2/4"].images == (picture(25),)  # the other one is damaged
     # The similarities are kept, so the threshold can be chosen when reading.
@@ -139,7 +140,7 @@ def test_img2dataset(tmp_path):
     }
     assert survival["kept"] == 9
     found = documents(out, Pairs(shards=""))
-    assert found["000001"].parts == (picture(1), "dax wug")
+    assert found["000001"] == captioned("000001", (picture(1), "dax wug"), found["000001"].shard)
     assert sorted(found) == sorted([f"{n:06d}" for n in (0, 1, 2, 3, 5, 6, 7, 8, 10)])
     assert sum(drops(out).values()) == 11
 
@@ -185,6 +186,10 @@ def test_obelics(tmp_path):
     assert survival["dropped"] == {"no image": 1, "damaged record": 1}
     assert survival["images_dropped"] == {"image missing": 3}
     found = documents(out, Sequences(shards=""))
-    assert render(found["obelics/0/0"]) == "<image>dax wug<|endofchunk|><image>toma"
+    assert render(found["obelics/0/0"].parts) == "<image>dax wug<|endofchunk|><image>toma"
     assert found["obelics/1/1"].images == (picture(12), picture(13))
-    assert found["obelics/0/3"].parts == ("dax wug", picture(7), "toma")
+    assert found["obelics/0/3"].parts == (
+        Text("dax wug", learn=False),
+        picture(7),
+        Text("toma"),
+    )

@@ -11,6 +11,7 @@ from flamingo_jax.errors import UserError
 from flamingo_jax.prepare.retrieval import Pool
 from flamingo_jax.prepare.similarity import opened
 from flamingo_jax.similarity.clip import load_clip
+from flamingo_jax.text.documents import Text
 from tests.data.corpora import damaged_pairs, pair_samples, picture, write_tar
 
 from .conftest import prepare
@@ -69,7 +70,8 @@ def test_filtering_keeps_the_pairs_above(scored, tmp_path):
     for record in kept:
         assert record.fields["sim"][0] >= np.float32(threshold)
         document = Pairs(shards="").parse(record)
-        assert document.parts == (samples[record.key]["jpg"], samples[record.key]["txt"].decode())
+        caption = Text(samples[record.key]["txt"].decode())
+        assert document.parts == (samples[record.key]["jpg"], caption)
     above = sum(score >= threshold for score in found)
     assert survival["images_dropped"]["below the similarity"] == len(found) - above
     assert above - 1 <= survival["kept"] == len(kept) <= above  # the empty caption goes anyway

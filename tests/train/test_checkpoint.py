@@ -217,3 +217,11 @@ def test_a_config_that_made_no_step_may_be_corrected(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
     with pytest.raises(UserError, match="num_steps was 2, is now 1"):
         check_same_run(tmp_path, {"num_steps": 1})
+
+
+def test_a_run_from_before_streams_named_their_loss_goes_on(tmp_path):
+    check_same_run(tmp_path, {"streams": {"x": {"batch_size": 2}}})
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    check_same_run(tmp_path, {"streams": {"x": {"batch_size": 2, "loss": "next_token"}}})
+    with pytest.raises(UserError, match=r"streams\.x\.loss was 'next_token', is now 'other'"):
+        check_same_run(tmp_path, {"streams": {"x": {"batch_size": 2, "loss": "other"}}})

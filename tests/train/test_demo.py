@@ -2,8 +2,6 @@ import numpy as np
 import pytest
 
 from configs.eval import digits as digits_config
-from flamingo_jax.data import digits
-from flamingo_jax.data.tokenizer import load_tokenizer
 from flamingo_jax.errors import UserError
 from flamingo_jax.evaluate import demo_pictures
 from flamingo_jax.evaluate.config import FewShotConfig
@@ -12,6 +10,8 @@ from flamingo_jax.evaluate.inference import model_of_run
 from flamingo_jax.evaluate.tasks import TASKS
 from flamingo_jax.models.params import model_graph
 from flamingo_jax.schema import build
+from flamingo_jax.text import digit_words
+from flamingo_jax.text.tokenizer import load_tokenizer
 from flamingo_jax.train import demo
 from tests.conftest import random_params, small_config
 from tests.evaluate.conftest import lines
@@ -37,7 +37,7 @@ def test_a_model_in_training_is_asked(tmp_path):
     assert {r["prompt"] for r in naming} == {"<image>a handwritten "}
     (record, *_) = lines(tmp_path / "digits/1-random-seed42/examples.jsonl")
     assert record["prompt"].endswith("<|endofchunk|><image>a handwritten ")
-    assert record["answer"] in digits.WORDS
+    assert record["answer"] in digit_words.WORDS
     for record in lines(tmp_path / "digit_names/1-random-seed42/examples.jsonl"):
         assert len(record["images"]) == 3
         assert record["prompt"].count(record["answer"]) == 1  # one of the two names shown

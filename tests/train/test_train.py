@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 from flamingo_jax.data.pipeline import make_streams
-from flamingo_jax.data.tokenizer import load_tokenizer
 from flamingo_jax.errors import UserError
 from flamingo_jax.evaluate.config import FewShotConfig
 from flamingo_jax.models.params import model_graph
 from flamingo_jax.parallel.mesh import MeshConfig
 from flamingo_jax.parallel.sharding import to_device
 from flamingo_jax.schema import build
+from flamingo_jax.text.tokenizer import load_tokenizer
 from flamingo_jax.train.checkpoint import Checkpointer
 from flamingo_jax.train.config import TrainConfig
 from flamingo_jax.train.demo import SETTINGS, evaluate

@@ -8,10 +8,10 @@ import jax
 import pytest
 
 from flamingo_jax.data.pipeline import StepSource, make_streams
-from flamingo_jax.data.tokenizer import load_tokenizer
 from flamingo_jax.errors import UserError
 from flamingo_jax.parallel.mesh import MeshConfig
 from flamingo_jax.schema import build
+from flamingo_jax.text.tokenizer import load_tokenizer
 from flamingo_jax.train.config import TrainConfig
 from flamingo_jax.train.loop import run
 from flamingo_jax.train.speed import read_ledger

@@ -11,7 +11,7 @@ from flamingo_jax.errors import UserError
 from flamingo_jax.generate.engine.generate import GenerationConfig, generate
 from flamingo_jax.generate.engine.scoring import score_continuations
 from flamingo_jax.generate.loading import load
-from flamingo_jax.text.documents import IMAGE
+from flamingo_jax.text.special_tokens import IMAGE
 
 Question = tuple[str, Sequence[Any]]  # text and its PIL images
 MAX_NEW_TOKENS = 32  # where a task names no number

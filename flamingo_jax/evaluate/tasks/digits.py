@@ -8,6 +8,7 @@ import numpy as np
 
 from flamingo_jax.data import digits
 from flamingo_jax.evaluate.tasks.task import DataErrors, Example, Split, Task
+from flamingo_jax.text import digit_words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,13 +26,13 @@ class Digits(Task):
         return ()
 
     def choices(self, data: Path) -> tuple[str, ...]:
-        return digits.WORDS
+        return digit_words.WORDS
 
     def read(self, data: Path, split: Split, problems: DataErrors) -> Iterator[Example]:
         part = "train" if split == "train" else self.split
         for index, digit in enumerate(digits.scans(part)[1]):
-            word = digits.WORDS[digit]
-            yield Example(str(index), f"{part}/{index}", f"{digits.PROMPT} ", word, (word,))
+            word = digit_words.WORDS[digit]
+            yield Example(str(index), f"{part}/{index}", f"{digit_words.PROMPT} ", word, (word,))
 
     def picture(self, data: Path, image: str) -> np.ndarray:
         part, index = image.split("/")
@@ -49,7 +50,7 @@ class DigitNames(Digits):
     num_prompts: int = 2000
 
     def choices(self, data: Path) -> tuple[str, ...]:
-        return digits.NAMES
+        return digit_words.NAMES
 
     def read(self, data: Path, split: Split, problems: DataErrors) -> Iterator[Example]:
         return iter(())
@@ -67,7 +68,7 @@ class DigitNames(Digits):
                 "",
                 references=names[:1],
                 # In the order of the vocabulary, so that the right one's place tells nothing.
-                choices=tuple(sorted(names, key=digits.NAMES.index)),
+                choices=tuple(sorted(names, key=digit_words.NAMES.index)),
             )
             demonstrations = tuple(
                 Example(str(scan), f"{self.split}/{scan}", "", name) for scan, name in shown

@@ -11,7 +11,7 @@ os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
 import pytest
 from PIL import Image
 
-from flamingo_jax.text.growing import load_tokenizer
+from flamingo_jax.text.tokenizer import load_transformers_tokenizer
 from flamingo_jax.weights.model_directory import Provenance, write_directory
 from tests.convert import goldens
 
@@ -24,7 +24,7 @@ def model(tmp_path_factory) -> Path:
     imported = goldens.load("mpt").imported
     origin = Provenance("mpt", imported.language_config, dataclasses.asdict(imported.ids), {})
     out = tmp_path_factory.mktemp("model") / "mpt"
-    tokenizer = load_tokenizer(goldens.load("mpt").folder / "tokenizer")
+    tokenizer = load_transformers_tokenizer(goldens.load("mpt").folder / "tokenizer")
     write_directory(out, imported.config, origin, imported.leaves, tokenizer)
     return out
 
