@@ -23,7 +23,7 @@ test-sizes: .venv/installed-for-tests compile-only
 
 # An installed package finds what a checkout has beside it.
 test-wheel: .venv/installed-for-tests
-	rm -rf .venv/wheel
+	rm -rf build .venv/wheel
 	$(PIP) wheel --no-deps --wheel-dir .venv/wheel .
 	$(PIP) install --no-deps --target .venv/wheel/site .venv/wheel/*.whl
 	cd .venv/wheel/site && PYTHONPATH=. ../../bin/python -c \

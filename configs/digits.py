@@ -11,6 +11,7 @@ def get_config() -> ConfigDict:
         {
             "model": {
                 "encoder": {
+                    "kind": "clip",
                     "image_size": 8,
                     "patch_size": 4,
                     "width": 64,
@@ -18,7 +19,13 @@ def get_config() -> ConfigDict:
                     "num_heads": 4,
                     "activation": "quick_gelu",
                 },
-                "connector": {"num_layers": 1, "num_latents": 4, "num_heads": 4, "head_dim": 16},
+                "connector": {
+                    "kind": "perceiver",
+                    "num_layers": 1,
+                    "num_latents": 4,
+                    "num_heads": 4,
+                    "head_dim": 16,
+                },
                 "decoder": {
                     "vocab_size": 40,
                     "num_new_tokens": 2,
@@ -29,6 +36,7 @@ def get_config() -> ConfigDict:
                     "rotary_fraction": 0.25,
                 },
                 "fusion": {
+                    "kind": "gated_cross_attention",
                     "interval": 1,
                     "num_heads": 4,
                     "head_dim": 16,

@@ -1,4 +1,4 @@
-"""What the commands share: flags, config files with overrides, errors as one line."""
+"""Serves the commands: flags, config files with overrides, errors as one line."""
 
 import argparse
 import ast
@@ -23,7 +23,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "the directory that holds a run, 
 
 
 def workdir() -> Path:
-    """What `--workdir` says. UserError: nothing, or no path."""
+    """Returns what `--workdir` says. UserError: nothing, or no path."""
     if not WORKDIR.value:
         raise UserError("no workdir given; say where the run is kept, as in --workdir=runs/digits")
     if "://" in WORKDIR.value:
@@ -46,7 +46,7 @@ class _HelpAskedError(Exception):
 
 
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
-    """Run a command; print a user's mistake as one line and exit with status 2."""
+    """Runs a command; prints a user's mistake as one line, and exits with status 2."""
     # absl and Orbax put handlers of their own on the root logger.
     logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
     keep_compiled_programs()
@@ -64,14 +64,14 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
 
 
 def report(error: Exception) -> int:
-    """Print a user's mistake as one line; gives the exit status."""
+    """Prints a user's mistake as one line; returns the exit status."""
     message = " ".join(str(error).split())
     print(f"error: {message}", file=sys.stderr)
     return 2
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    """What `flamingo_jax.load` is told."""
+    """Adds flags that say what `flamingo_jax.load` is to load."""
     parser.add_argument("--model", type=Path, required=True, help="model directory")
     parser.add_argument(
         "--quantize", choices=("int8",), help="hold the frozen weights in eight bits"
@@ -79,7 +79,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _help(main: Callable[..., Any]) -> str:
-    """What a command's docstring says, and its flags; shared ones where the docstring has them."""
+    """Returns a command's docstring and its flags; shared ones where the docstring has them."""
     doc = (sys.modules[main.__module__].__doc__ or "").strip()
     shared = {
         "config": "a config file; --config.KEY=VALUE changes one of its settings",
@@ -95,7 +95,7 @@ def _help(main: Callable[..., Any]) -> str:
 
 
 def parse_flags(argv: Sequence[str]) -> None:
-    """Parse the flags that commands define. UserError: something that is no flag."""
+    """Parses the flags that commands define. UserError: something that is no flag."""
     if {"-h", "--help"} & {*argv[1:]}:
         raise _HelpAskedError
     extra = flags.FLAGS(argv)[1:]
@@ -104,16 +104,16 @@ def parse_flags(argv: Sequence[str]) -> None:
 
 
 def parse_config(
-    argv: Sequence[str], kind: type[T], complete: Callable[[dict[str, Any]], dict[str, Any]]
+    argv: Sequence[str], config: type[T], complete: Callable[[dict[str, Any]], dict[str, Any]]
 ) -> T:
-    """Parse all flags, and the config: file, then defaults, then `--config.KEY=VALUE` overrides.
+    """Parses all flags, and the config: file, then defaults, then `--config.KEY=VALUE` overrides.
 
     An override of a part's `kind` drops what the file says of the other kind: what no further
     override says is the new kind's default.
 
     Args:
       argv: with the program's name.
-      kind: the dataclass to make.
+      config: the dataclass to make.
       complete: writes every default out, so that it may be overridden.
 
     Raises:
@@ -126,7 +126,7 @@ def parse_config(
     if not files:
         raise UserError("no config given; say which, as in --config=digits or --config=mine.py")
     whole = complete(_load(find_config(files[-1])).to_dict())
-    if _choose_kinds(kind, whole, overrides):
+    if _choose_kinds(config, whole, overrides):
         whole = complete(whole)
     values = ConfigDict(_fillable(whole))
     for override in overrides:
@@ -136,7 +136,7 @@ def parse_config(
         "config", values, flag_values=parsed, sys_argv=[program, *overrides]
     )
     parsed([program, *overrides])
-    return build(kind, holder.value.to_dict())
+    return build(config, holder.value.to_dict())
 
 
 def _choose_kinds(config: type, whole: dict[str, Any], overrides: Sequence[str]) -> bool:
@@ -167,14 +167,14 @@ def literal(text: str) -> Any:
 
 
 def _fillable(values: Any) -> Any:
-    """Values in whose place overrides may put something where there is None."""
+    """Returns values in which overrides may put something where there is None."""
     if isinstance(values, dict):
         return {key: _fillable(value) for key, value in values.items()}
     return placeholder(object) if values is None else values
 
 
 def _joined(argv: Sequence[str]) -> list[str]:
-    """`--config FILE` as `--config=FILE`, likewise for overrides."""
+    """Writes `--config FILE` as `--config=FILE`, and overrides likewise."""
     joined: list[str] = []
     for arg in argv:
         if joined and joined[-1].startswith("--config") and "=" not in joined[-1]:

@@ -14,7 +14,7 @@ class Stopped(BaseException):
 
 
 def need_package(name: str, extra: str) -> Any:
-    """An optional package. UserError naming the extra that brings it."""
+    """Imports an optional package. UserError: it is not there; names the extra that brings it."""
     try:
         return importlib.import_module(name)
     except ImportError:

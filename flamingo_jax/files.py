@@ -1,4 +1,4 @@
-"""Files that are there as a whole or not at all."""
+"""Writes files that are there as a whole or not at all."""
 
 import uuid
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from flamingo_jax.errors import UserError
 
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
-    """A temporary file to write, which takes the place of `path` when it is complete.
+    """Yields a temporary file to write, which takes the place of `path` when it is complete.
 
     Its name is random: on a shared disk, containers of several hosts have the same process ids.
     """
@@ -23,7 +23,7 @@ def replaced(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write or replace a file, in folders that are made for it. UserError: it cannot be written."""
+    """Writes a file, in folders that are made for it. UserError: it cannot be written."""
     try:
         if not path.parent.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
