@@ -1,4 +1,6 @@
 import dataclasses
+import traceback
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -6,13 +8,17 @@ import numpy as np
 import pytest
 from typing_extensions import get_protocol_members
 
+import flamingo_jax
 from flamingo_jax.models.kinds import ConnectorKind, EncoderKind, FusionKind
 from flamingo_jax.models.params import init_params, model_graph, select
 from flamingo_jax.models.vlm import ModelConfig
+from flamingo_jax.ops import attention
 from flamingo_jax.ops.cross_entropy import weighted_nll
 from flamingo_jax.parallel.mesh import MeshConfig, make_mesh
 from flamingo_jax.text.documents import check_image_count
 from tests.conftest import IMAGE, VOCAB, random_images, random_params, small_config
+
+PACKAGE = str(Path(flamingo_jax.__file__).parent)
 
 
 @pytest.fixture
@@ -219,3 +225,20 @@ def test_every_kind_answers_what_a_model_asks(small):
         (config.fusion, FusionKind),
     ):
         assert not get_protocol_members(kind) - {"__init__", *dir(part)}
+
+
+def test_seven_calls_in_four_files_lead_to_the_softmax(small, batch, monkeypatch):
+    """What a reader passes from the model to the line with the softmax."""
+    paths = []
+
+    def passed(*inputs):
+        stack = [f for f in traceback.extract_stack() if f.filename.startswith(PACKAGE)]
+        paths.append([(f.name, f.filename.removeprefix(PACKAGE)) for f in stack])
+        return softmax(*inputs)
+
+    softmax = attention._softmax
+    monkeypatch.setattr(attention, "_softmax", passed)
+    small[2](*map(jnp.asarray, batch))
+    of_text = [path for path in paths if ("attend", "/models/text.py") in path][-1]
+    assert len(of_text) <= 7
+    assert len({file for _, file in of_text}) <= 4
