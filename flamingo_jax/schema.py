@@ -153,7 +153,7 @@ def _default_of(field: dataclasses.Field) -> Any:
 
 
 def _not_among(path: str, value: Any, known: Iterable[Any]) -> str:
-    known = sorted(known, key=str)
+    known = list(known)
     hint = did_you_mean(str(value), map(str, known))
     expected = ", ".join(map(repr, known))
     return f"{path} is {value!r}, expected one of: {expected}" + (f"; {hint}" if hint else "")

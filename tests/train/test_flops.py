@@ -12,7 +12,7 @@ from flamingo_jax.plan.hlo import HloProgram
 from flamingo_jax.schema import build
 from flamingo_jax.train.config import TrainConfig
 from flamingo_jax.train.flops import StreamCounter, step_flops
-from flamingo_jax.train.setup import batch_shapes
+from flamingo_jax.train.setup import batch_shapes, set_up
 from flamingo_jax.train.step import stream_losses
 from flamingo_jax.train.traced_flops import jaxpr_flops
 from tests import tiny
