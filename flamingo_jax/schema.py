@@ -116,7 +116,8 @@ def _convert_union(members: list[Any], value: Any, path: str, default: Any) -> A
     if kinds and isinstance(value, Mapping):
         kind = value.get("kind", getattr(default, "kind", next(iter(kinds))))
         if kind not in kinds:
-            raise UserError(_not_among(f"{path}.kind", kind, kinds))
+            hint = did_you_mean(str(kind), kinds)
+            raise UserError(_not_among(f"{path}.kind", kind, kinds) + (f"; {hint}" if hint else ""))
         return build(kinds[kind], {"kind": kind, **value}, path)
     wanted = [member for member in members if member is not type(None)]
     for member in members:
@@ -153,10 +154,7 @@ def _default_of(field: dataclasses.Field) -> Any:
 
 
 def _not_among(path: str, value: Any, known: Iterable[Any]) -> str:
-    known = list(known)
-    hint = did_you_mean(str(value), map(str, known))
-    expected = ", ".join(map(repr, known))
-    return f"{path} is {value!r}, expected one of: {expected}" + (f"; {hint}" if hint else "")
+    return f"{path} is {value!r}, expected one of: {', '.join(map(repr, known))}"
 
 
 def _name(hint: Any) -> str:

@@ -139,7 +139,7 @@ def test_the_kind_chooses(values, expected):
     [
         (
             {"first": {"kind": "percever"}},
-            "c.first.kind is 'percever', expected one of: 'linear', 'perceiver'; "
+            "c.first.kind is 'percever', expected one of: 'perceiver', 'linear'; "
             "did you mean 'perceiver'?",
         ),
         ({"only": {"kind": "linear"}}, "c.only.kind is 'linear', expected one of: 'perceiver'"),
