@@ -184,7 +184,7 @@ class LayerStack:
         *,
         layers: Sequence[Layer] | None = None,
         past: Sequence[Kept] | None = None,
-        watch: Callable[[Layer, Array], None] = lambda *_: None,
+        watch: Callable[[Layer, Array], None] | None = None,
     ) -> tuple[Float[Array, "N D"], Any]:
         """Runs all layers: scanned, or one by one where `layers` are given.
 
