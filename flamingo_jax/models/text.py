@@ -103,7 +103,7 @@ class Text:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Continuation:
+class ContinuedText:
     """W continuations of each row of a prompt, at places `start`, `start` + 1, … of their cache.
 
     Attributes:

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from flamingo_jax.models.decoder import Decoder
 from flamingo_jax.models.fusion.gated_cross_attention import Images
-from flamingo_jax.models.text import Continuation, TokenLayout, segment_positions
+from flamingo_jax.models.text import ContinuedText, TokenLayout, segment_positions
 from flamingo_jax.models.transformer import Kept, Layer, in_order
 from flamingo_jax.models.vlm import Pictures, VisionLanguageModel
 from flamingo_jax.ops.cached_attention import KeysValues
@@ -237,7 +237,7 @@ def _read_on(
     width: int,
     positions_BL: Int[Array, "B L"],
     key_positions_BM: Int[Array, "B M"],
-) -> Continuation:
+) -> ContinuedText:
     """Returns who sees whom: each token the prompt's last segment, then `own_seen`."""
     batch, length = positions_BL.shape
     prompt_seen_BS = prompt.segments_BS == prompt.segments_BS[:, -1:]
@@ -254,7 +254,7 @@ def _read_on(
         bias_BHLM = slopes_H[None, :, None, None] * distance_BLM[:, None]
     layout = TokenLayout(((batch * width, length),))
     rotary = decoder.rotary(jnp.repeat(positions_BL, width, axis=0))
-    return Continuation(mask_BLM, bias_BHLM, rotary, start, layout=layout)
+    return ContinuedText(mask_BLM, bias_BHLM, rotary, start, layout=layout)
 
 
 def _images_on(
