@@ -82,7 +82,7 @@ def similar_images(clip: LoadedClip, cache: Path) -> Neighbours:
     ) -> dict[str, np.ndarray]:
         files = {*task.files("train"), *task.files("test")}
         prefix = results.hash_of([task.path(data, name) for name in sorted(files)])
-        pictures = Pictures(task, data, clip.config.vision.image_size, kept=1)
+        pictures = Pictures(task, data, clip.images, kept=1)
 
         def picture(name: str) -> Image.Image | None:
             image = name.removeprefix(prefix)

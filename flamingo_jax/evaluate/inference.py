@@ -19,6 +19,7 @@ from flamingo_jax.generate.engine.generate import GenerationConfig, generate
 from flamingo_jax.generate.engine.scoring import score_continuations
 from flamingo_jax.models.params import ModelGraph, Params
 from flamingo_jax.text.tokenizer import TextTokenizer
+from flamingo_jax.weights.image_processor import image_processor
 
 KEPT_IMAGES = 1024  # at least; 150 MiB at 224 × 224
 
@@ -85,7 +86,7 @@ class Asker:
         self._round_length = round_length
         self._config = model_config(model.graph)
         kept = max(KEPT_IMAGES, 2 * batch_size * num_images)
-        self.pictures = Pictures(task, data, self._config.encoder.image_size, kept)
+        self.pictures = Pictures(task, data, image_processor(self._config.encoder), kept)
 
     def texts(self, prompts: Sequence[Prompt], *, counts_prompt: bool) -> list[str]:
         """The best continuation of each prompt."""

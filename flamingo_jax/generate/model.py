@@ -246,7 +246,7 @@ class Inference:
         return [self._read_parts(join(examples, prompt), None) for prompt in prompts], several
 
     def _read_parts(self, parts: Sequence[Any], limits: Limits | None) -> ReadPrompt:
-        return read_prompt(parts, self.processor.tokenizer, self.processor.image_size, limits)
+        return read_prompt(parts, self.processor.tokenizer, self.processor.images, limits)
 
     def _inputs(self, batch: Batch) -> tuple[Any, ...]:
         return self.graph, self.params, batch.images, batch.tokens_BL, batch.segments_BL

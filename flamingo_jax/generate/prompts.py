@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from flamingo_jax.data.images import MAX_PIXELS
+from flamingo_jax.data.images import MAX_PIXELS, ImageProcessor
 from flamingo_jax.errors import UserError
 from flamingo_jax.generate.pictures import Medium, is_picture, pixels_of
 from flamingo_jax.text.special_tokens import IMAGE
@@ -56,7 +56,7 @@ def split_batch(query: Any) -> tuple[list[list[Part]], bool]:
 
 
 def read_prompt(
-    parts: Sequence[Part], tokenizer: Any, image_size: int, limits: Limits | None = None
+    parts: Sequence[Part], tokenizer: Any, images: ImageProcessor, limits: Limits | None = None
 ) -> ReadPrompt:
     """One prompt in the template of the papers: `<image>` for each picture or video, and
     `<|endofchunk|>` before every picture but the first.
@@ -83,7 +83,7 @@ def read_prompt(
             f"the prompt has {len(tokens)} tokens, at most {limits.tokens} are taken: shorten it"
         )
     media = [
-        pixels_of(part, image_size, max_pixels=limits.pixels)
+        pixels_of(part, images, max_pixels=limits.pixels)
         for part in parts
         if not isinstance(part, str)
     ]
@@ -93,7 +93,7 @@ def read_prompt(
             f"the prompt's pictures and videos have {' and '.join(map(str, frames))} frames: give "
             "all of them equally many"
         )
-    shape = (0, 1, image_size, image_size, 3)
+    shape = (0, 1, images.size, images.size, 3)
     return ReadPrompt(text, tokens, np.stack(media) if media else np.zeros(shape, np.uint8))
 
 

@@ -19,7 +19,7 @@ def read(flamingo):
     def read(parts, examples=(), **limits):
         processor = flamingo.processor
         return read_prompt(
-            join(examples, parts), processor.tokenizer, processor.image_size, Limits(**limits)
+            join(examples, parts), processor.tokenizer, processor.images, Limits(**limits)
         )
 
     return read
