@@ -138,7 +138,7 @@ def run_harness(table: report.Report, scans: int) -> None:
     from configs import digits
     from flamingo_jax.evaluate.config import FewShotConfig
     from flamingo_jax.evaluate.harness import evaluate
-    from flamingo_jax.evaluate.inference import model_of_run
+    from flamingo_jax.generate.base import model_of_run
     from flamingo_jax.models.params import init_params, model_graph
     from flamingo_jax.schema import build
     from flamingo_jax.text.tokenizer import load_tokenizer

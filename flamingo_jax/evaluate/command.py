@@ -1,5 +1,6 @@
 """What `python -m flamingo_jax.evaluate` does with a model directory."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -13,10 +14,10 @@ from flamingo_jax.errors import UserError
 from flamingo_jax.evaluate import results, sampling
 from flamingo_jax.evaluate.config import FewShotConfig
 from flamingo_jax.evaluate.harness import evaluate
-from flamingo_jax.evaluate.inference import Model
 from flamingo_jax.evaluate.pictures import Pictures
 from flamingo_jax.evaluate.plan import Neighbours
 from flamingo_jax.evaluate.tasks import TASKS, DataErrors, Example, Task
+from flamingo_jax.generate.base import Model
 from flamingo_jax.generate.loading import load
 from flamingo_jax.parallel.mesh import make_mesh
 from flamingo_jax.similarity.clip import LoadedClip, load_clip
@@ -36,19 +37,11 @@ def open_model(
     except ValueError as error:
         raise UserError(f"config.mesh: {error}") from None
     loaded = load(folder, mesh, config.compat or None)
-    tokenizer = loaded.processor.tokenizer
     facts = {"path": str(folder)}
     if jax.process_index() == 0:
         weights = sorted(folder.glob("*.safetensors"))
         facts["hash"] = results.hash_of([folder / "config.json", *weights])
-    return Model(
-        loaded.graph,
-        loaded.params,
-        lambda text, special: tokenizer.encode(text, add_special_tokens=special),
-        lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
-        mesh,
-        facts,
-    )
+    return dataclasses.replace(loaded, facts=facts)
 
 
 def few_shot(folder: Path, config: FewShotConfig, out: Path) -> dict[str, float | None]:
@@ -82,7 +75,7 @@ def similar_images(clip: LoadedClip, cache: Path) -> Neighbours:
     ) -> dict[str, np.ndarray]:
         files = {*task.files("train"), *task.files("test")}
         prefix = results.hash_of([task.path(data, name) for name in sorted(files)])
-        pictures = Pictures(task, data, clip.config.vision.image_size, kept=1)
+        pictures = Pictures(task, data, clip.images, kept=1)
 
         def picture(name: str) -> Image.Image | None:
             image = name.removeprefix(prefix)

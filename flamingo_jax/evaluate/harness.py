@@ -17,12 +17,13 @@ from flamingo_jax.data.records import BadRecordError
 from flamingo_jax.errors import Stopped
 from flamingo_jax.evaluate import results
 from flamingo_jax.evaluate.config import FewShotConfig, complete, make_task
-from flamingo_jax.evaluate.inference import Asker, Model
+from flamingo_jax.evaluate.inference import Asker
 from flamingo_jax.evaluate.plan import Dataset, Neighbours, plan, read
 from flamingo_jax.evaluate.prompts import Prompt
 from flamingo_jax.evaluate.results import Folder, Record
 from flamingo_jax.evaluate.scores import score_records
 from flamingo_jax.evaluate.tasks import DataErrors, Example, Task
+from flamingo_jax.generate.base import Model
 from flamingo_jax.parallel.multihost import any_process
 from flamingo_jax.schema import dump
 

@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from flamingo_jax.data.images import decode_image
+from flamingo_jax.data.images import ImageProcessor
 from flamingo_jax.data.records import BadRecordError
 from flamingo_jax.evaluate.prompts import BLANK
 from flamingo_jax.evaluate.tasks import Task
-from flamingo_jax.models.vision.clip import CLIP_MEAN
 
 THREADS = 8
 
@@ -22,12 +21,12 @@ class Pictures:
 
     Args:
       task, data: which images, and the data root.
-      size: of the vision encoder.
+      images: makes the pixels.
       kept: so many are kept, those used last.
     """
 
-    def __init__(self, task: Task, data: Path, size: int, kept: int):
-        self._task, self._data, self._size, self._kept = task, data, size, kept
+    def __init__(self, task: Task, data: Path, images: ImageProcessor, kept: int):
+        self._task, self._data, self._images, self._kept = task, data, images, kept
         self._pool = ThreadPoolExecutor(THREADS)
         self._begun: OrderedDict[str, Future[np.ndarray]] = OrderedDict()
 
@@ -50,10 +49,10 @@ class Pictures:
 
     def _decode(self, image: str) -> np.ndarray:
         if image == BLANK:
-            mean = np.round(255 * np.asarray(CLIP_MEAN)).astype(np.uint8)
-            return np.broadcast_to(mean, (self._size, self._size, 3))
+            mean = np.round(255 * np.asarray(self._images.mean)).astype(np.uint8)
+            return np.broadcast_to(mean, (self._images.size, self._images.size, 3))
         try:
             picture = self._task.picture(self._data, image)
         except OSError as error:
             raise BadRecordError(f"image cannot be read: {error.strerror}") from error
-        return decode_image(picture, self._size) if isinstance(picture, bytes) else picture
+        return self._images.decode(picture) if isinstance(picture, bytes) else picture

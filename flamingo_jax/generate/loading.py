@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,13 +13,14 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from flamingo_jax.data.images import resize_and_crop
+from flamingo_jax.data.images import ImageProcessor
 from flamingo_jax.errors import UserError
 from flamingo_jax.generate.model import Inference
-from flamingo_jax.models.params import ModelGraph, Params, model_graph
-from flamingo_jax.models.vlm import ModelConfig, Pictures
+from flamingo_jax.models.params import Params, model_graph
+from flamingo_jax.models.vlm import Pictures
 from flamingo_jax.ops import int8
 from flamingo_jax.text.documents import check_image_count
+from flamingo_jax.weights.image_processor import image_processor
 from flamingo_jax.weights.model_directory import Provenance, open_directory, put_param
 
 Compat = Literal["openflamingo"] | None
@@ -26,10 +28,15 @@ Compat = Literal["openflamingo"] | None
 
 @dataclass(frozen=True)
 class Processor:
-    """Text and pictures → what the model takes."""
+    """Text and pictures → what the model takes.
+
+    Attributes:
+      folder: where the tokenizer is.
+      images: makes the pixels of pictures.
+    """
 
     folder: Path
-    image_size: int
+    images: ImageProcessor
 
     @functools.cached_property
     def tokenizer(self) -> Any:
@@ -38,23 +45,27 @@ class Processor:
 
         return load_transformers_tokenizer(self.folder / "tokenizer")
 
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """Returns ids; `special`: with the tokenizer's begin and end tokens."""
+        return self.tokenizer.encode(text, add_special_tokens=special)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Returns text without special tokens."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True)
+
     def pixels(self, picture: Any) -> np.ndarray:
-        """A PIL image → uint8 (H, W, 3): shorter side resized (bicubic), centre cropped."""
-        return np.asarray(resize_and_crop(picture.convert("RGB"), self.image_size))
+        """Returns uint8 (H, W, 3) of a PIL image or an array; see `ImageProcessor`."""
+        return self.images.pixels(picture)
 
 
 @dataclass(frozen=True)
 class LoadedModel(Inference):
-    """A model with its parameters and processor; `Inference` says what it can be asked.
+    """A model from a directory; `Inference` says what it can be asked.
 
     Attributes:
-      graph: `graph.merge(params)` gives the `Flamingo` module.
-      params: by path, on the mesh if there is one.
+      origin: where its weights come from.
     """
 
-    config: ModelConfig
-    graph: ModelGraph
-    params: Params
     processor: Processor
     origin: Provenance
 
@@ -123,5 +134,5 @@ def load(
         array = put_param(leaf, config.dtype, lies.get(path))
         axis = config.int8_axis(path, graph.facts[path]) if quantize == "int8" else None
         params[path] = array if axis is None else int8.quantize(array, axis)
-    processor = Processor(opened.folder, config.encoder.image_size)
-    return LoadedModel(config, graph, params, processor, opened.origin)
+    processor = Processor(opened.folder, image_processor(config.encoder))
+    return LoadedModel(config, graph, params, processor, opened.origin, mesh=mesh)

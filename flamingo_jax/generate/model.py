@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from flamingo_jax.errors import UserError
-from flamingo_jax.generate.engine.generate import Generated, GenerationConfig, generate, stream
-from flamingo_jax.generate.engine.scoring import perplexity, score_continuations
+from flamingo_jax.generate.base import Model
+from flamingo_jax.generate.engine.generate import Generated, GenerationConfig, stream
+from flamingo_jax.generate.engine.scoring import perplexity
 from flamingo_jax.generate.prompts import (
-    Batch,
     Example,
     Limits,
     ReadPrompt,
@@ -21,8 +21,6 @@ from flamingo_jax.generate.prompts import (
     split_batch,
 )
 from flamingo_jax.generate.texts import decoded, emittable_prefix, stop_strings, tokens_after
-from flamingo_jax.models.params import ModelGraph, Params
-from flamingo_jax.models.vlm import ModelConfig
 from flamingo_jax.schema import unknown_key
 from flamingo_jax.text.stop_strings import StopStrings
 from flamingo_jax.text.template import join
@@ -57,7 +55,7 @@ class Choice:
     probabilities: dict[str, float]
 
 
-class Inference:
+class Inference(Model):
     """Asking a model. `LoadedModel` has these methods.
 
     A prompt is a text, a picture, or a list of texts, pictures and videos in reading order; a list
@@ -65,11 +63,6 @@ class Inference:
     bytes of image files or uint8 arrays; a video is a list of pictures. `<image>` and
     `<|endofchunk|>` are set where they belong. Every mistake is a `UserError`.
     """
-
-    config: ModelConfig
-    graph: ModelGraph
-    params: Params
-    processor: Any
 
     def read(
         self, query: Any, examples: Sequence[Example] = (), *, limits: Limits | None = None
@@ -155,11 +148,9 @@ class Inference:
         prompts, several = self._prompts(query, examples)
         tokenizer, results = self.processor.tokenizer, []
         for prompt in prompts:
-            batch, tokens = collate([prompt]), [tokens_after(tokenizer, prompt, c) for c in choices]
+            tokens = [tokens_after(tokenizer, prompt, choice) for choice in choices]
             with self._asking():
-                scores = score_continuations(
-                    self.graph, self.params, batch.images, batch.tokens_BL, None, tokens
-                )
+                scores = self.scores([prompt], tokens)
             logprobs = (scores.means_BC if normalize else scores.sums_BC)[0].astype(float)
             shares = np.exp(logprobs - logprobs.max())
             results.append(
@@ -178,9 +169,7 @@ class Inference:
         prompts, several = self._prompts(query, ())
         batch = collate(prompts)
         with self._asking():
-            values = perplexity(
-                self.graph, self.params, batch.images, batch.tokens_BL, batch.segments_BL
-            ).tolist()
+            values = perplexity(self.graph, self.params, *batch.inputs).tolist()
         return values if several else values[0]
 
     def generation_config(self, **settings: Any) -> GenerationConfig:
@@ -205,10 +194,9 @@ class Inference:
         stop: Sequence[str] = (),
     ) -> list[list[Continuation]]:
         """Continuations of prompts that are read, best first, in one call of the model."""
-        batch = collate(prompts)
         with self._asking():
             end = stop_strings(self.processor.tokenizer, stop)
-            made = generate(*self._inputs(batch), **_rows(batch, config, seeds), stop=end)
+            made = self.generated(prompts, config, seeds=seeds, stop=end)
         return [self._continuations(made, row, end) for row in range(len(prompts))]
 
     def stream_batch(
@@ -224,7 +212,15 @@ class Inference:
         batch = collate(prompts)
         with self._asking():
             end = stop_strings(self.processor.tokenizer, stop)
-            parts = stream(*self._inputs(batch), **_rows(batch, config, seeds), stop=end)
+            parts = stream(
+                self.graph,
+                self.params,
+                *batch.inputs,
+                config=config,
+                num_images_B=batch.num_images_B,
+                seeds=seeds,
+                stop=end,
+            )
         latest = None
         while True:
             with self._asking():  # not across the yield: the mesh in force belongs to the caller
@@ -246,10 +242,7 @@ class Inference:
         return [self._read_parts(join(examples, prompt), None) for prompt in prompts], several
 
     def _read_parts(self, parts: Sequence[Any], limits: Limits | None) -> ReadPrompt:
-        return read_prompt(parts, self.processor.tokenizer, self.processor.image_size, limits)
-
-    def _inputs(self, batch: Batch) -> tuple[Any, ...]:
-        return self.graph, self.params, batch.images, batch.tokens_BL, batch.segments_BL
+        return read_prompt(parts, self.processor.tokenizer, self.processor.images, limits)
 
     def _continuations(
         self, made: Generated, row: int, stop: StopStrings | None
@@ -274,7 +267,3 @@ class Inference:
             yield
         except ValueError as error:
             raise UserError(str(error)) from None
-
-
-def _rows(batch: Batch, config: GenerationConfig, seeds: Sequence[int]) -> dict[str, Any]:
-    return {"config": config, "num_images_B": batch.num_images_B, "seeds": seeds}

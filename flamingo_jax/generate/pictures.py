@@ -1,4 +1,4 @@
-"""Whatever a user calls a picture → the pixels CLIP sees."""
+"""Whatever a user calls a picture → the pixels the vision encoder sees."""
 
 import io
 import math
@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import Image
 
-from flamingo_jax.data.images import MAX_PIXELS, resize_and_crop
+from flamingo_jax.data.images import MAX_PIXELS, ImageProcessor
 from flamingo_jax.errors import UserError
 
 # A PIL image, a path, the bytes of an image file, or an array: uint8 (H, W), (H, W, 1), (H, W, 3)
@@ -25,9 +25,9 @@ def is_picture(value: Any) -> bool:
 
 
 def pixels_of(
-    medium: Medium, size: int, *, max_pixels: int = MAX_PIXELS
+    medium: Medium, processor: ImageProcessor, *, max_pixels: int = MAX_PIXELS
 ) -> UInt8[np.ndarray, "F size size 3"]:
-    """CLIP's preprocessing of a picture (F = 1) or of the frames of a video, not normalised.
+    """Returns the pixels of a picture (F = 1) or of the frames of a video, not normalised.
 
     Raises:
       UserError: no picture, one that cannot be read, or one of more than `max_pixels`.
@@ -37,19 +37,26 @@ def pixels_of(
         frames = list(medium)
     if not frames:
         raise UserError("a video has no frames: give it at least one picture")
-    return np.stack([_frame(frame, size, max_pixels) for frame in frames])
+    return np.stack([_frame(frame, processor, max_pixels) for frame in frames])
 
 
-def _frame(picture: Any, size: int, max_pixels: int) -> UInt8[np.ndarray, "size size 3"]:
+def _frame(
+    picture: Any, processor: ImageProcessor, max_pixels: int
+) -> UInt8[np.ndarray, "size size 3"]:
     if isinstance(picture, Path | bytes):
         with _opened(picture, max_pixels) as file:
-            return _pixels(file, size, _name(picture))
+            return _pixels(file, processor, _name(picture))
     if isinstance(picture, Image.Image):
         _check_pixels(picture.size, max_pixels, "the picture")
-        return _pixels(picture, size, "the picture")
+        return _pixels(picture, processor, "the picture")
     if not is_picture(picture):
         raise UserError(f"{picture!r:.80} is no picture: {EXPECTED}")
-    return _pixels(_from_array(picture, max_pixels), size, "the array")
+    if picture.ndim >= 2:
+        _check_pixels((picture.shape[1], picture.shape[0]), max_pixels, "the array")
+    try:
+        return processor.pixels(picture)
+    except ValueError as error:
+        raise UserError(f"{error}, or (frames, height, width, 3) for a video") from None
 
 
 def _name(picture: Path | bytes) -> str:
@@ -88,24 +95,12 @@ def _check_pixels(size: tuple[int, int], max_pixels: int, name: str) -> None:
         raise UserError(f"{name} has {width} × {height} pixels: there is nothing to see in it")
 
 
-def _pixels(image: Image.Image, size: int, name: str) -> UInt8[np.ndarray, "size size 3"]:
+def _pixels(
+    image: Image.Image, processor: ImageProcessor, name: str
+) -> UInt8[np.ndarray, "size size 3"]:
     try:
-        upright = ImageOps.exif_transpose(image)  # cameras turn a picture by a note in the file
-        see_through = upright.mode == "P" and "transparency" in upright.info
-        opaque = upright.convert("RGBA") if see_through else upright  # Pillow warns otherwise
-        return np.asarray(resize_and_crop(opaque.convert("RGB"), size))
+        return processor.pixels(image)
     except Exception as error:  # Pillow's decoders raise many kinds on damaged bytes
         raise UserError(
             f"{name} is damaged ({type(error).__name__}): save it again, or give another one"
         ) from None
-
-
-def _from_array(array: np.ndarray, max_pixels: int) -> Image.Image:
-    gray = array.ndim == 2 or (array.ndim == 3 and array.shape[-1] == 1)
-    if array.dtype != np.uint8 or not (gray or (array.ndim == 3 and array.shape[-1] in (3, 4))):
-        raise UserError(
-            f"an array of {array.dtype} {array.shape} is no picture: expected uint8 (height, "
-            "width), (height, width, 3 or 4), or (frames, height, width, 3) for a video"
-        )
-    _check_pixels((array.shape[1], array.shape[0]), max_pixels, "the array")
-    return Image.fromarray(array[..., 0] if array.ndim == 3 and gray else array)

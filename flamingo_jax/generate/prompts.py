@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from flamingo_jax.data.images import MAX_PIXELS
+from flamingo_jax.data.images import MAX_PIXELS, ImageProcessor
 from flamingo_jax.errors import UserError
 from flamingo_jax.generate.pictures import Medium, is_picture, pixels_of
 from flamingo_jax.text.special_tokens import IMAGE
@@ -36,6 +36,16 @@ class ReadPrompt:
     tokens_L: Int[np.ndarray, "L"]
     media_TFHWC: UInt8[np.ndarray, "T F H W 3"]
 
+    @classmethod
+    def of_pictures(
+        cls, text: str, tokens: Sequence[int], pixels: Sequence[np.ndarray], size: int
+    ) -> "ReadPrompt":
+        """Makes a prompt from the pixels of its pictures, each (size, size, 3); no videos."""
+        media = np.zeros((len(pixels), 1, size, size, 3), np.uint8)
+        for slot, picture in enumerate(pixels):
+            media[slot, 0] = picture
+        return cls(text, np.asarray(tokens, np.int32), media)
+
 
 def split_batch(query: Any) -> tuple[list[list[Part]], bool]:
     """Prompts as lists of parts, and whether several were given.
@@ -56,7 +66,7 @@ def split_batch(query: Any) -> tuple[list[list[Part]], bool]:
 
 
 def read_prompt(
-    parts: Sequence[Part], tokenizer: Any, image_size: int, limits: Limits | None = None
+    parts: Sequence[Part], tokenizer: Any, images: ImageProcessor, limits: Limits | None = None
 ) -> ReadPrompt:
     """One prompt in the template of the papers: `<image>` for each picture or video, and
     `<|endofchunk|>` before every picture but the first.
@@ -83,7 +93,7 @@ def read_prompt(
             f"the prompt has {len(tokens)} tokens, at most {limits.tokens} are taken: shorten it"
         )
     media = [
-        pixels_of(part, image_size, max_pixels=limits.pixels)
+        pixels_of(part, images, max_pixels=limits.pixels)
         for part in parts
         if not isinstance(part, str)
     ]
@@ -93,7 +103,7 @@ def read_prompt(
             f"the prompt's pictures and videos have {' and '.join(map(str, frames))} frames: give "
             "all of them equally many"
         )
-    shape = (0, 1, image_size, image_size, 3)
+    shape = (0, 1, images.size, images.size, 3)
     return ReadPrompt(text, tokens, np.stack(media) if media else np.zeros(shape, np.uint8))
 
 
@@ -121,9 +131,33 @@ class Batch:
     segments_BL: Int[np.ndarray, "B L"]
     num_images_B: Int[np.ndarray, "B"]
 
+    @property
+    def inputs(self) -> tuple[Any, np.ndarray, np.ndarray]:
+        return self.images, self.tokens_BL, self.segments_BL
 
-def collate(prompts: Sequence[ReadPrompt]) -> Batch:
-    """UserError: no prompt, or videos of different lengths in different prompts."""
+
+@dataclass(frozen=True)
+class BatchShape:
+    """What a batch is filled up to, where batches should have few shapes.
+
+    Attributes:
+      rows: at least so many; the last prompt is repeated.
+      slots: at least so many images in a row.
+      round_length: texts are padded to a multiple of so many tokens.
+    """
+
+    rows: int = 1
+    slots: int = 0
+    round_length: int = 1
+
+
+def collate(prompts: Sequence[ReadPrompt], least: BatchShape | None = None) -> Batch:
+    """Makes a batch of prompts, no smaller than `least`.
+
+    Raises:
+      UserError: no prompt, or videos of different lengths in different prompts.
+    """
+    least = least or BatchShape()
     if not prompts:
         raise UserError("there is no prompt: give at least one")
     frames = {p.media_TFHWC.shape[1] for p in prompts if len(p.media_TFHWC)}
@@ -132,10 +166,13 @@ def collate(prompts: Sequence[ReadPrompt]) -> Batch:
             f"the prompts have pictures or videos of {' and '.join(map(str, sorted(frames)))} "
             "frames: run them apart"
         )
+    prompts = [*prompts, *[prompts[-1]] * (least.rows - len(prompts))]
     num_images_B = np.array([len(p.media_TFHWC) for p in prompts])
-    length = max(len(p.tokens_L) for p in prompts)
+    length = -(-max(len(p.tokens_L) for p in prompts) // least.round_length)
+    length *= least.round_length
     size = prompts[0].media_TFHWC.shape[2:]
-    images = np.zeros((len(prompts), num_images_B.max(), *(frames or {1}), *size), np.uint8)
+    shape = len(prompts), max(least.slots, num_images_B.max()), *(frames or {1}), *size
+    images = np.zeros(shape, np.uint8)
     tokens_BL = np.zeros((len(prompts), length), np.int32)
     segments_BL = np.zeros_like(tokens_BL)
     for row, prompt in enumerate(prompts):

@@ -16,15 +16,16 @@ from jaxtyping import Float, Int32
 from PIL import Image
 
 from flamingo_jax.convert.clip_text import clip_leaves, read_clip
-from flamingo_jax.data.images import resize_and_crop
+from flamingo_jax.data.images import ImageProcessor
 from flamingo_jax.errors import UserError
 from flamingo_jax.models.clip import Clip, ClipConfig
 from flamingo_jax.models.params import ModelGraph, Params, abstract
 from flamingo_jax.text.tokenizer import load_transformers_tokenizer
-from flamingo_jax.weights.model_directory import image_settings, put_param
+from flamingo_jax.weights.image_processor import image_processor
+from flamingo_jax.weights.model_directory import put_param
 from flamingo_jax.weights.readers import read_json
 
-Picture = Image.Image | np.ndarray  # the array: uint8 (H, W, 3)
+Picture = Image.Image | np.ndarray  # the array: uint8, as `ImageProcessor.pixels` takes it
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt")
 CHECKED_SETTINGS = ("image_mean", "image_std", "crop_size", "resample", "do_center_crop")
 
@@ -47,8 +48,8 @@ class LoadedClip:
 
     def encode_images(self, images: Sequence[Picture]) -> Float[np.ndarray, "N P"]:
         """Unit vectors of images, with CLIP's preprocessing (see `data.images`)."""
-        size = self.config.vision.image_size
-        pixels = (_pixels(image, size) for image in images)
+        size = self.images.size
+        pixels = (self.images.pixels(image) for image in images)
         return self._encode(self._image_tower, pixels, (size, size, 3), np.uint8)
 
     def encode_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "N P"]:
@@ -61,10 +62,14 @@ class LoadedClip:
         return self._encode(self._text_tower, iter(self._tokens(texts)), (length,), np.int32)
 
     @functools.cached_property
+    def images(self) -> ImageProcessor:
+        return image_processor(self.config.vision)
+
+    @functools.cached_property
     def fingerprint(self) -> str:
         """Hash of the weights, the config, the tokenizer's files and the preprocessing."""
         digest = hashlib.sha256(repr(self.config).encode())
-        digest.update(json.dumps(image_settings(self.config.vision.image_size)).encode())
+        digest.update(json.dumps(self.images.settings()).encode())
         for name in TOKENIZER_FILES:
             path = self.folder / name
             digest.update(path.read_bytes() if path.is_file() else b"")
@@ -133,16 +138,6 @@ def _take(rows: Iterator[np.ndarray], count: int) -> Iterator[np.ndarray]:
     return (row for _, row in zip(range(count), rows, strict=False))
 
 
-def _pixels(image: Picture, size: int) -> np.ndarray:
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise ValueError(
-                f"an image is {image.dtype} {image.shape}, expected uint8 (H, W, 3) or a PIL image"
-            )
-        image = Image.fromarray(image)
-    return np.asarray(resize_and_crop(image.convert("RGB"), size))
-
-
 def load_clip(path: Path | str, *, batch_size: int = 64, quick_gelu: bool = True) -> LoadedClip:
     """A CLIP with both towers, in float32.
 
@@ -161,19 +156,19 @@ def load_clip(path: Path | str, *, batch_size: int = 64, quick_gelu: bool = True
         raise UserError(f"{path} does not exist: give the directory of a CLIP model")
     config, names, vision, text = read_clip(path, quick_gelu)
     folder = path if path.is_dir() else path.parent
-    _check_preprocessing(folder, config.vision.image_size)
+    _check_preprocessing(folder, image_processor(config.vision))
     graph = abstract(lambda: Clip(config, nnx.Rngs(0)))
     found = clip_leaves(graph.shapes(), config, names, vision, text, path)
     params = {name: put_param(leaf, "float32") for name, leaf in found.items()}
     return LoadedClip(config, folder, graph, params, batch_size)
 
 
-def _check_preprocessing(folder: Path, size: int) -> None:
+def _check_preprocessing(folder: Path, images: ImageProcessor) -> None:
     """UserError: the directory asks for preprocessing that is not CLIP's."""
     file = folder / "preprocessor_config.json"
     if not file.is_file():
         return
-    given, known = read_json(file), image_settings(size)
+    given, known = read_json(file), images.settings()
     for key in CHECKED_SETTINGS:
         value = given.get(key, known[key])
         if key == "crop_size" and isinstance(value, int):

@@ -11,9 +11,9 @@ from typing import Any
 from flamingo_jax.errors import UserError
 from flamingo_jax.evaluate import demo_pictures, harness
 from flamingo_jax.evaluate.config import FewShotConfig
-from flamingo_jax.evaluate.inference import Model, model_of_run
 from flamingo_jax.evaluate.results import Record, folder_name, read_lines
 from flamingo_jax.files import write_text
+from flamingo_jax.generate.base import Model, model_of_run
 from flamingo_jax.schema import build
 from flamingo_jax.text.tokenizer import load_tokenizer
 from flamingo_jax.train.checkpoint import Checkpointer, check_frozen

@@ -14,8 +14,8 @@ from flamingo_jax.errors import Stopped, UserError
 from flamingo_jax.evaluate.command import neighbours_of
 from flamingo_jax.evaluate.config import FewShotConfig, make_task
 from flamingo_jax.evaluate.harness import evaluate
-from flamingo_jax.evaluate.inference import model_of_run
 from flamingo_jax.evaluate.plan import read, show
+from flamingo_jax.generate.base import model_of_run
 from flamingo_jax.models.params import Params
 from flamingo_jax.parallel import multihost
 from flamingo_jax.parallel.mesh import make_mesh

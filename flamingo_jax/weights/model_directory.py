@@ -23,9 +23,9 @@ from jax.sharding import NamedSharding
 
 from flamingo_jax.errors import UserError
 from flamingo_jax.models.params import model_graph
-from flamingo_jax.models.vision.clip import CLIP_MEAN, CLIP_STD
 from flamingo_jax.models.vlm import ModelConfig, upgraded
 from flamingo_jax.schema import build, dump
+from flamingo_jax.weights.image_processor import image_processor
 from flamingo_jax.weights.readers import (
     drop_mapped_pages,
     indexed_files,
@@ -80,7 +80,7 @@ def write_directory(
         _write_json(folder / "weights.index.json", {"weight_map": index})
         facts = {"format": FORMAT, "model": dump(config), **dataclasses.asdict(origin)}
         _write_json(folder / "config.json", facts)
-        _write_json(folder / "preprocessor_config.json", image_settings(config.encoder.image_size))
+        _write_json(folder / "preprocessor_config.json", image_processor(config.encoder).settings())
         if tokenizer is not None:
             tokenizer.save_pretrained(folder / "tokenizer")
 
@@ -109,24 +109,6 @@ def _pieces(leaf: LazyArray, dtype: Any) -> Iterator[np.ndarray]:
 
 def _write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n")
-
-
-def image_settings(size: int) -> dict[str, Any]:
-    """Returns CLIP's preprocessing, as transformers' image processors write it down."""
-    return {
-        "image_processor_type": "CLIPImageProcessor",
-        "do_resize": True,
-        "size": {"shortest_edge": size},
-        "resample": 3,  # bicubic
-        "do_center_crop": True,
-        "crop_size": {"height": size, "width": size},
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(CLIP_MEAN),
-        "image_std": list(CLIP_STD),
-        "do_convert_rgb": True,
-    }
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image
 
 from flamingo_jax.data import images
 from flamingo_jax.data.images import decode_image
@@ -113,3 +113,48 @@ def test_pillows_own_limit_is_a_bad_record(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(BadRecordError, match="DecompressionBomb"):
         decode_image(picture(2), 8)
+
+
+@pytest.fixture
+def upright(rng):
+    return Image.fromarray(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8))
+
+
+def noted(image, note, kind="PNG") -> bytes:
+    """An image file with a camera's note of how to turn it."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = note
+    return encoded(np.asarray(image), kind, exif=exif)
+
+
+@pytest.mark.parametrize(
+    ("note", "stored"),
+    [
+        (1, None),
+        (2, Image.Transpose.FLIP_LEFT_RIGHT),
+        (3, Image.Transpose.ROTATE_180),
+        (6, Image.Transpose.ROTATE_90),
+        (8, Image.Transpose.ROTATE_270),
+    ],
+)
+@pytest.mark.parametrize("decode", ["exact", "fast"])
+def test_a_photo_is_turned_by_its_note(upright, note, stored, decode):
+    turned = upright if stored is None else upright.transpose(stored)
+    for kind in ("PNG", "TIFF"):
+        found = decode_image(noted(turned, note, kind), 8, decode)
+        np.testing.assert_array_equal(found, decode_image(encoded(np.asarray(upright)), 8, decode))
+
+
+def test_a_large_phone_photo_is_turned_where_the_decoder_shrinks_it():
+    photo = Image.open(io.BytesIO(picture(0, 1024, 768)))
+    stored = noted(photo.transpose(Image.Transpose.ROTATE_90), 6, "JPEG")
+    exact, fast = (decode_image(stored, 224, mode).astype(int) for mode in ("exact", "fast"))
+    expected = decode_image(encoded(np.asarray(photo), "JPEG"), 224).astype(int)
+    assert np.abs(exact - expected).mean() < 1
+    assert np.abs(fast - expected).mean() < 1
+
+
+def test_a_damaged_note_turns_nothing(upright):
+    plain = encoded(np.asarray(upright))
+    damaged = encoded(np.asarray(upright), exif=b"Exif\0\0II*\0no note at all")
+    np.testing.assert_array_equal(decode_image(damaged, 8), decode_image(plain, 8))

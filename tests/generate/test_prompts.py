@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from flamingo_jax.errors import UserError
-from flamingo_jax.generate.prompts import Limits, collate, read_prompt, split_batch
+from flamingo_jax.generate.prompts import BatchShape, Limits, collate, read_prompt, split_batch
 from flamingo_jax.text.template import join
 from tests.conftest import random_images
 
@@ -19,7 +19,7 @@ def read(flamingo):
     def read(parts, examples=(), **limits):
         processor = flamingo.processor
         return read_prompt(
-            join(examples, parts), processor.tokenizer, processor.image_size, Limits(**limits)
+            join(examples, parts), processor.tokenizer, processor.images, Limits(**limits)
         )
 
     return read
@@ -54,6 +54,16 @@ def test_prompts_are_padded_on_the_left(read, scan):
     assert batch.num_images_B.tolist() == [1, 0]
     assert not batch.images[1].any()
     assert collate([read(["zero"])]).images.shape == (1, 0, 1, 8, 8, 3)
+
+
+def test_a_batch_is_filled_up_to_a_shape(read, scan):
+    batch = collate([read(["zero"]), read([scan, "a handwritten"])], BatchShape(3, 2, 5))
+    assert batch.images.shape == (3, 2, 1, 8, 8, 3)
+    assert batch.segments_BL.tolist() == [[0, 0, 0, 0, 1], [0, 0, 1, 1, 1], [0, 0, 1, 1, 1]]
+    assert batch.num_images_B.tolist() == [0, 1, 1]
+    np.testing.assert_array_equal(batch.images[2], batch.images[1])
+    assert batch.images[1, 0].any()
+    assert not batch.images[:, 1].any()
 
 
 def test_videos_have_one_length(read, scan):

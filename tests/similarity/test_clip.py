@@ -179,5 +179,5 @@ def test_foreign_preprocessing_and_tokenizers_are_refused(both, tmp_path):
 
 
 def test_arrays_that_are_no_pictures_are_refused(both):
-    with pytest.raises(ValueError, match=r"expected uint8 \(H, W, 3\)"):
+    with pytest.raises(ValueError, match=r"expected uint8 \(height, width\)"):
         both[2].encode_images([np.zeros((4, 4, 3), np.float32)])

@@ -6,8 +6,8 @@ from flamingo_jax.errors import UserError
 from flamingo_jax.evaluate import demo_pictures
 from flamingo_jax.evaluate.config import FewShotConfig
 from flamingo_jax.evaluate.harness import evaluate
-from flamingo_jax.evaluate.inference import model_of_run
 from flamingo_jax.evaluate.tasks import TASKS
+from flamingo_jax.generate.base import model_of_run
 from flamingo_jax.models.params import model_graph
 from flamingo_jax.schema import build
 from flamingo_jax.text import digit_words

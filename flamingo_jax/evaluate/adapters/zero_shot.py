@@ -5,16 +5,15 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from flamingo_jax.errors import UserError
-from flamingo_jax.generate.engine.generate import GenerationConfig, generate
-from flamingo_jax.generate.engine.scoring import score_continuations
+from flamingo_jax.generate.engine.generate import GenerationConfig
 from flamingo_jax.generate.loading import load
+from flamingo_jax.generate.prompts import BatchShape, ReadPrompt
 from flamingo_jax.text.special_tokens import IMAGE
 
 Question = tuple[str, Sequence[Any]]  # text and its PIL images
 MAX_NEW_TOKENS = 32  # where a task names no number
+ONE_SLOT = BatchShape(slots=1)  # also where no question has an image
 OF_HARNESSES = ("device", "max_batch_size")  # arguments they give to every model
 
 
@@ -77,45 +76,25 @@ class ZeroShot:
     ) -> list[str]:
         """The likeliest answer to each question, cut before the first of `stops`."""
         config = GenerationConfig(max_new_tokens=max_new_tokens, num_beams=self._num_beams)
-        stop, answers = self._model.config.end_of_chunk_token, []
+        stops, answers = [stop for stop in stops if stop], []
         for start in range(0, len(questions), self.batch_size):
-            arrays, counts_B = self._arrays(questions[start : start + self.batch_size])
-            made = generate(
-                self._model.graph, self._model.params, *arrays, config=config, num_images_B=counts_B
-            )
-            for row in range(len(counts_B)):
-                ids = [token for token in made.sequences(row)[0] if token != stop]
-                text = self._model.processor.tokenizer.decode(ids, skip_special_tokens=True)
-                ends = [text.find(word) for word in stops if word and word in text]
-                answers.append(text[: min(ends, default=len(text))])
+            prompts = [self._read(*q) for q in questions[start : start + self.batch_size]]
+            answers += self._model.texts(prompts, config, stops, ONE_SLOT)
         return answers
 
     def loglikelihood(self, question: Question, continuation: str) -> tuple[float, bool]:
         """Log-probability of the continuation's tokens, and whether greedy search gives them."""
-        tokenizer = self._model.processor.tokenizer
-        tokens = tokenizer.encode(continuation, add_special_tokens=False)
-        arrays, counts_B = self._arrays([question])
-        graph, params = self._model.graph, self._model.params
-        scores = score_continuations(graph, params, *arrays, [tokens], num_images_B=counts_B)
+        tokens = self._model.processor.encode(continuation, special=False)
+        prompts = [self._read(*question)]
+        scores = self._model.scores(prompts, [tokens], ONE_SLOT)
         config = GenerationConfig(max_new_tokens=len(tokens))
-        greedy = generate(graph, params, *arrays, config=config, num_images_B=counts_B)
+        greedy = self._model.generated(prompts, config, shape=ONE_SLOT)
         return float(scores.sums_BC[0, 0]), list(greedy.sequences(0)[0]) == list(tokens)
 
-    def _arrays(
-        self, questions: Sequence[Question]
-    ) -> tuple[tuple[Any, np.ndarray, np.ndarray], np.ndarray]:
-        """(images, tokens, segments) and the number of each row's images."""
-        processor, size = self._model.processor, self._model.config.encoder.image_size
-        ids = [processor.tokenizer.encode(self._text(*question)) for question in questions]
-        counts_B = np.array([len(pictures) for _, pictures in questions])
-        shape = len(ids), max(map(len, ids))
-        tokens_BL, segments_BL = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-        images = np.zeros((len(ids), max(1, counts_B.max()), 1, size, size, 3), np.uint8)
-        for row, (own, (_, pictures)) in enumerate(zip(ids, questions, strict=True)):
-            tokens_BL[row, -len(own) :], segments_BL[row, -len(own) :] = own, 1
-            for slot, picture in enumerate(pictures):
-                images[row, slot, 0] = processor.pixels(picture)
-        return (images, tokens_BL, segments_BL), counts_B
+    def _read(self, text: str, pictures: Sequence[Any]) -> ReadPrompt:
+        processor, text = self._model.processor, self._text(text, pictures)
+        pixels = [processor.pixels(picture) for picture in pictures]
+        return ReadPrompt.of_pictures(text, processor.encode(text), pixels, processor.images.size)
 
     def _text(self, text: str, pictures: Sequence[Any]) -> str:
         """The prompt; images without a mark in the text come first."""
