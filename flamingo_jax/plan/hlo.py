@@ -119,8 +119,8 @@ class HloProgram:
         return trips
 
     def _loops(self, loop: Instruction) -> int:
-        """Trips of a loop: as the compiler tells them, or by its condition, a counter from 0 being
-        less than a constant (TPU compilers tell nothing). 1 where it depends on data.
+        """Returns the trips of a loop: as the compiler tells them, or by its condition, a counter
+        from 0 being less than a constant (TPU compilers tell nothing). 1 where it depends on data.
 
         Raises:
           ValueError: the trips of a loop in which devices communicate are not known.
@@ -145,8 +145,8 @@ class HloProgram:
         return {name for attributes in fusions for name in CALLED.findall(attributes)}
 
     def collectives(self) -> list[Collective]:
-        """All of them. TPU compilers spread one over the matmuls beside it: what stands in several
-        fusions under one channel is one."""
+        """Returns all collectives. TPU compilers spread one over the matmuls beside it: what stands
+        in several fusions under one channel is one."""
         found, channels_of_fusions = [], set()
         fused = self._fused()
         for name, times in self.trips.items():
@@ -189,8 +189,8 @@ class HloProgram:
         return total
 
     def dot_flops(self) -> int:
-        """FLOPs of the step's matmuls on one device, of a back end that keeps them as `dot`s (a
-        CPU's; a GPU's become calls of a library)."""
+        """Counts the FLOPs of the step's matmuls on one device, where the back end keeps them as
+        `dot`s (a CPU's does; a GPU's become calls of a library)."""
         total = 0
         for name, times in self.trips.items():
             types = {i.name: i.result for i in self.computations[name]}

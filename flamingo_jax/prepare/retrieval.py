@@ -115,8 +115,8 @@ class Pool:
 
 
 def rerank(pool: Pool, clip: Any, wanted: Sequence[Wanted], share: float) -> list[list[Chosen]]:
-    """For each text its candidates that can be read, best first, by (1 − share) · similarity with
-    the description + share · similarity with the context."""
+    """Ranks for each text its candidates that can be read, best first, by (1 − share) ·
+    similarity with the description + share · similarity with the context."""
     size = clip.config.vision.image_size
     read: dict[Place, tuple[bytes, str]] = {}
     pixels: list[np.ndarray] = []
