@@ -126,7 +126,7 @@ def memory(arrays: int, megabytes: int, repeats: int, torch_device: str | None) 
 
 
 def transfer(megabytes: int, torch_device: str | None) -> Work:
-    """From the host's memory to the device's."""
+    """Times transfers from the host's memory to the device's."""
     host = np.ones(megabytes * 2**20 // 4, np.float32)
 
     def ours() -> None:
@@ -153,7 +153,7 @@ def _wait(torch_device: str) -> None:
 def matmul_flops_per_second(
     size: Size, dtype: str, torch_device: str | None
 ) -> tuple[float, float | None]:
-    """The best that JAX and PyTorch reach here with matrices of this type; takes some seconds."""
+    """Returns the best of JAX and PyTorch with matrices of this type; takes some seconds."""
     allow_tf32(torch_device)
     reached = []
     for shape in size.matmuls.values():
@@ -165,7 +165,7 @@ def matmul_flops_per_second(
 
 
 def best(work: Work, turns: int) -> tuple[float, float | None]:
-    """Fewest seconds of both, in turns: whatever else the machine does only adds to them."""
+    """Returns the fewest seconds of both, in turns: other work of the machine only adds to them."""
     runs = [run for run in work if run is not None]
     for run in runs:
         run()  # compiles

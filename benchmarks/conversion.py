@@ -43,7 +43,7 @@ class Phase:
 
 
 def checkpoint_facts(size: str) -> dict[str, Any]:
-    """The configs of both backbones and the token ids, as `import --config` reads them."""
+    """Returns the configs of both backbones and the token ids, as `import --config` reads them."""
     scale, layers, vision_layers = SIZES[size]
     return {
         "lm_config": {
@@ -75,7 +75,7 @@ def checkpoint_facts(size: str) -> dict[str, Any]:
 
 
 def checkpoint_shapes(facts: dict[str, Any]) -> Shapes:
-    """Every tensor of the original's `state_dict()`."""
+    """Returns every tensor of the original's `state_dict()`."""
     from flamingo_jax.convert import clip_config
     from flamingo_jax.convert.families import family_of
     from flamingo_jax.convert.openflamingo import all_rows
@@ -138,7 +138,7 @@ def our_load(folder: Path, device: str) -> Phase:
 
 
 def torch_load(folder: Path, device: str, dtype: str, shapes: Shapes) -> Phase:
-    """The original's way."""
+    """Loads the original's way."""
     import torch
 
     def owner(root: Any, path: Sequence[str]) -> Any:
@@ -171,7 +171,7 @@ def largest_parameter(folder: Path) -> int:
 
 
 def free_bytes() -> int:
-    """Memory that can be had without swapping (Linux)."""
+    """Returns the memory that can be had without swapping (Linux)."""
     lines = Path("/proc/meminfo").read_text().splitlines()
     (free,) = (int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
     return free * 1024

@@ -37,7 +37,7 @@ Batch = tuple[np.ndarray, np.ndarray, np.ndarray]  # images (B, T, 3, H, W), tok
 def our_batches(
     shards: str, tokenizer: str, vocab: int, decode: str, workers: int, *, limit: int | None
 ) -> Iterator[Batch]:
-    """`limit` batches, shuffled; None: one pass, in order."""
+    """Returns `limit` batches, shuffled; None: one pass, in order."""
     from flamingo_jax.data.pipeline import StepSource, StreamConfig, batches, make_streams
     from flamingo_jax.text.tokenizer import load_tokenizer
 
@@ -103,7 +103,7 @@ def compare(
     count: int,
     rounds: int,
 ) -> None:
-    """Both pipelines by turns, each time in a process of its own."""
+    """Runs both pipelines by turns, each time in a process of its own."""
     taken: dict[str, list] = {"ours": [], "peer": []}
     for _ in range(rounds):
         for pipeline, found in taken.items():
@@ -116,7 +116,7 @@ def compare(
 
 
 def check_same(setting: dict[str, Any]) -> tuple[float, float]:
-    """The mean and the largest difference of pixels in one pass, of 255.
+    """Returns the mean and the largest difference of pixels in one pass, of 255.
 
     AssertionError: tokens, masks or rows differ, or pixels by more than the decoding says: "exact"
     rounding only, "fast" a mean of 1.
@@ -139,7 +139,7 @@ def check_same(setting: dict[str, Any]) -> tuple[float, float]:
 
 
 def index_start_up(directory: Path, shards: int) -> tuple[float, float]:
-    """Seconds, and seconds of processors, to open shards whose index exists.
+    """Returns seconds, and seconds of processors, to open shards whose index exists.
 
     They are links to one of a thousand samples.
     """

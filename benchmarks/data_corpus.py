@@ -15,7 +15,7 @@ SYLLABLES = tuple(a + b for a in "bdfgklmnprstvz" for b in ("a", "e", "i", "o", 
 
 
 def write_corpus(directory: Path, documents: int, width: int, height: int) -> str:
-    """Tars of 50 documents each, as a pattern.
+    """Writes tars of 50 documents each; returns their pattern.
 
     A document has on average 5.6 pictures and some 380 tokens. MMC4's have 5.6 and 425 (Zhu et al.
     2023: 101.2 million documents, 571 million pictures, 43 billion tokens).
@@ -60,7 +60,7 @@ def _document(rng: np.random.Generator, pictures: list[bytes]) -> dict:
 
 
 def _picture(rng: np.random.Generator, width: int, height: int) -> bytes:
-    """A JPEG with shapes of several sizes and a little noise."""
+    """Returns a JPEG with shapes of several sizes and a little noise."""
     pixels = np.zeros((height, width, 3))
     for size, share in ((4, 0.5), (32, 0.3), (128, 0.2)):
         field = rng.integers(0, 256, (size, size, 3), dtype=np.uint8)
@@ -78,7 +78,7 @@ def _sentence(rng: np.random.Generator) -> str:
 
 
 def write_tokenizer(path: Path) -> int:
-    """A byte-level BPE of made-up words; gives the size of its vocabulary."""
+    """Writes a byte-level BPE of made-up words; returns the size of its vocabulary."""
     rng = np.random.default_rng(0)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -96,7 +96,8 @@ class Preprocess:
 def peer_batches(
     shards: list[str], tokenizer: str, batch_size: int, workers: int, *, limit: int | None
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Batches of images, tokens and masks: `limit` of them, shuffled; None: one pass, in order."""
+    """Returns batches of images, tokens and masks: `limit` of them, shuffled; None: one pass, in
+    order."""
     torch.set_num_threads(1)
     dataset = wds.WebDataset(shards, resampled=limit is not None, shardshuffle=False)
     dataset = dataset.shuffle(SHUFFLE) if limit else dataset

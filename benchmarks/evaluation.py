@@ -34,7 +34,8 @@ ENDINGS = (".", "", " .", "!", ", isn't it?", " (2 of 3)", ' and "so on".', "; t
 
 
 def made_captions(count: int) -> tuple[dict[int, str], dict[int, list[str]]]:
-    """A caption and five references of each image; common words are common, as in any text."""
+    """Returns a caption and five references of each image; common words are common, as in any
+    text."""
     rng = np.random.default_rng(0)
     syllables = [a + b for a in "bdfgklmnprst" for b in "aeiou"]
     words = ["a", "on", "the", *("".join(rng.choice(syllables, 2 + i % 2)) for i in range(4000))]
@@ -54,7 +55,8 @@ def made_captions(count: int) -> tuple[dict[int, str], dict[int, list[str]]]:
 
 
 def made_answers(count: int) -> list[tuple[str, list[str]]]:
-    """A prediction and ten human answers of each question; most humans say one of three things."""
+    """Returns a prediction and ten human answers of each question; most humans say one of three
+    things."""
     rng = np.random.default_rng(1)
     questions = []
     for _ in range(count):
@@ -65,7 +67,7 @@ def made_answers(count: int) -> list[tuple[str, list[str]]]:
 
 
 def score_captions(table: report.Report, count: int, turns: int) -> None:
-    """Tokens, CIDEr of tokens, and both together."""
+    """Times tokens, CIDEr of tokens, and both together."""
     captions, references = made_captions(count)
     texts = [*captions.values(), *(text for own in references.values() for text in own)]
     tokens = {i: tokenize(text) for i, text in captions.items()}
@@ -132,7 +134,7 @@ def score_answers(table: report.Report, count: int, turns: int) -> None:
 
 
 def run_harness(table: report.Report, scans: int) -> None:
-    """Examples per second from prompts to score.json, the model's answers included."""
+    """Measures examples per second from prompts to score.json, the model's answers included."""
     import jax
 
     from configs import digits

@@ -26,7 +26,7 @@ TERA, GIGA, MILLI = 1e12, 1e9, 1e-3
 
 
 def measured_ceilings(path: Path, dtype: str) -> Ceilings:
-    """UserError: no such file, or not one of `benchmarks.ceilings`."""
+    """Reads ceilings. UserError: no such file, or not one of `benchmarks.ceilings`."""
     try:
         found = json.loads(path.read_text())
         return Ceilings(found[f"ceiling_{dtype}"] * TERA, found["ceiling_memory"] * GIGA)

@@ -59,14 +59,15 @@ class Both:
 
 
 def programs() -> int:
-    """Compiled programs of generation and scoring so far."""
+    """Counts the compiled programs of generation and scoring so far."""
     modules = (vars(decoding).values(), vars(scoring).values())
     jitted = {f for values in modules for f in values if hasattr(f, "_cache_size")}
     return sum(f._cache_size() for f in jitted)
 
 
 def draw_inputs(config: ModelConfig, work: Work) -> tuple[np.ndarray, np.ndarray, list[list[int]]]:
-    """Normalised images (B, T, 1, H, W, 3), tokens (B, L), class names of one to four tokens."""
+    """Returns normalised images (B, T, 1, H, W, 3), tokens (B, L), class names of one to four
+    tokens."""
     rng = np.random.default_rng(0)
     size, vocabulary = config.encoder.image_size, config.decoder.vocab_size
     shape = (work.prompts, work.images, 1, size, size, 3)

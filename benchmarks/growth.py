@@ -55,7 +55,7 @@ NAMES = {"lm": "language model", "cross_attention": "cross-attention"}
 
 
 def config_of(text: int, images: int, model: str, remat: str) -> TrainConfig:
-    """A released model with one stream of interleaved rows."""
+    """Returns a released model with one stream of interleaved rows."""
     values = runpy.run_path(str(CONFIGS / f"of{model}.py"))["get_config"]().to_dict()
     config = build(TrainConfig, values)
     rows = dataclasses.replace(
@@ -73,7 +73,7 @@ def config_of(text: int, images: int, model: str, remat: str) -> TrainConfig:
 
 
 def cost(config: TrainConfig) -> dict[str, Any]:
-    """TFLOP and GiB of one update on one of the devices."""
+    """Returns TFLOP and GiB of one update on one of the devices."""
     floors = step_floor(config)
     floors.pop(OPTIMIZER)
     arguments = set_up(config).arguments
@@ -102,7 +102,7 @@ def line(point: dict[str, Any]) -> str:
 
 
 def draw(found: list[dict[str, Any]], path: Path) -> None:
-    """Bars of every axis: operations above, memory below."""
+    """Draws bars of every axis: operations above, memory below."""
     with mpl.rc_context({"font.size": 10, "hatch.linewidth": 0.6}):
         figure = Figure(figsize=(11, 5.6), layout="constrained")
         grid = figure.subplots(2, len(AXES), sharey="row", width_ratios=(4, 5, 3, 3))

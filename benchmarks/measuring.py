@@ -33,7 +33,8 @@ def allow_tf32(torch_device: str | None) -> None:
 def by_turns(
     ours: Run, peer: Run, turns: int, clock: Callable[[], float] = time.perf_counter
 ) -> tuple[float, float, float]:
-    """Median seconds of both, called in turns, and the median of the turns' ours / peer."""
+    """Returns the median seconds of both, called in turns, and the median of the turns' ours /
+    peer."""
     times = np.array([(seconds(ours, clock), seconds(peer, clock)) for _ in range(turns)])
     mine, theirs = np.median(times, axis=0)
     return float(mine), float(theirs), float(np.median(times[:, 0] / times[:, 1]))
@@ -59,7 +60,7 @@ def add_rate(
 
 
 def check_agree(name: str, ours: Any, peer: Any, tolerance: float) -> None:
-    """SystemExit: the two gave different results, so their times say nothing."""
+    """Raises SystemExit where the two differ, so that their times would say nothing."""
     if not np.allclose(ours, peer, rtol=0, atol=tolerance):
         raise SystemExit(f"{name}: the two do not agree, so their times cannot be compared")
 
@@ -71,7 +72,7 @@ def in_own_process(function: Callable[..., Any], *args: Any) -> Any:
 
 
 def anonymous_bytes() -> int:
-    """Memory of this process that is not a file's pages (Linux)."""
+    """Returns the memory of this process that is not a file's pages (Linux)."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) * 1024
@@ -105,5 +106,5 @@ class Peak:
 
     @property
     def grown(self) -> int:
-        """Bytes above those at entry."""
+        """Returns the bytes above those at entry."""
         return self.highest - self.start

@@ -17,7 +17,7 @@ CLIP = ClipVisionConfig(width=1024, num_layers=24, num_heads=16, activation="qui
 
 
 def model_config(size: str, layers: int = 0) -> ModelConfig:
-    """An MPT between whose layers the cross-attention stands, with open gates.
+    """Returns an MPT between whose layers the cross-attention stands, with open gates.
 
     "small" has the shapes for which the original's figures are known; "3b" and "9b" those of
     OpenFlamingo, in bfloat16.

@@ -7,7 +7,7 @@ TICK = os.sysconf("SC_CLK_TCK")
 
 
 def descendants(pid: int) -> list[int]:
-    """The process and all that it has started, directly or not."""
+    """Returns the process and all that it has started, directly or not."""
     found = [pid]
     for path in Path(f"/proc/{pid}/task").glob("*/children"):
         for child in path.read_text().split():
@@ -16,7 +16,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def cpu_seconds(pid: int) -> float:
-    """User and system time of the tree, descendants that have ended included."""
+    """Returns the user and system time of the tree, descendants that have ended included."""
     total = 0
     for process in descendants(pid):
         fields = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()
@@ -25,7 +25,7 @@ def cpu_seconds(pid: int) -> float:
 
 
 def resident_bytes(pid: int) -> int:
-    """Resident memory of the tree; a page that processes share counts once in all."""
+    """Returns the resident memory of the tree; a page that processes share counts once in all."""
     total = 0
     for process in descendants(pid):
         for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines():

@@ -55,7 +55,7 @@ print(json.dumps([found[0].platform, found[0].device_kind, len(found)]))
 def parser(
     doc: str | None, sizes: Sequence[str], devices: Sequence[str] = tuple(PLATFORMS)
 ) -> argparse.ArgumentParser:
-    """The flags of a benchmark.
+    """Returns the flags of a benchmark.
 
     Args:
       doc: the module's docstring; its first line describes the command.
@@ -123,7 +123,7 @@ def _accelerator(device: str) -> str:
 
 
 def torch_device(device: str) -> str | None:
-    """PyTorch's name of the device; None: PyTorch is not installed, or cannot use it."""
+    """Returns PyTorch's name of the device; None: PyTorch is not installed, or cannot use it."""
     try:
         import torch
     except ModuleNotFoundError:
@@ -134,7 +134,7 @@ def torch_device(device: str) -> str | None:
 
 
 def no_torch(device: str) -> str:
-    """What a table says where `torch_device` is None."""
+    """Returns what a table says where `torch_device` is None."""
     return (
         f"peer not run: PyTorch is not installed, or cannot use a {device} here: "
         "pip install 'flamingo-jax[torch]'"

@@ -60,7 +60,7 @@ def plain(query: np.ndarray, features: np.ndarray, k: int) -> np.ndarray:
 def measure(
     load: Load, search: Search, path: Path, query: np.ndarray, k: int
 ) -> tuple[np.ndarray, float, int]:
-    """Result, seconds without loading, and growth of the memory that is not a file's pages."""
+    """Returns result, seconds without loading, and growth of memory that is no file's pages."""
     with Peak() as peak:
         features = load(path)
         start = time.perf_counter()

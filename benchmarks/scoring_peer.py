@@ -27,7 +27,7 @@ CONTRACTIONS = {"dont": "don't", "isnt": "isn't", "cant": "can't"}  # those of t
 
 
 def cider() -> Callable[[Captions, References], list[float]] | None:
-    """CIDEr of each caption, whose tokens are parted by spaces; None: not installed."""
+    """Returns CIDEr of each caption, whose tokens are parted by spaces; None: not installed."""
     try:
         from pycocoevalcap.cider.cider import Cider
     except ModuleNotFoundError:
@@ -41,7 +41,7 @@ def cider() -> Callable[[Captions, References], list[float]] | None:
 
 
 def tokenizer() -> Callable[[Sequence[str]], list[str]] | None:
-    """Tokens of captions, parted by spaces; None: it, or Java, is not installed."""
+    """Returns the tokens of captions, parted by spaces; None: it, or Java, is not installed."""
     try:
         from pycocoevalcap.tokenizer import ptbtokenizer
     except ModuleNotFoundError:

@@ -22,7 +22,7 @@ from flamingo_jax.weights.views import export, make_plan
 
 
 def original_tensors(config: ModelConfig, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Weights by our paths → float32 by the original's names."""
+    """Returns weights by our paths → float32 by the original's names."""
     family = family_of(_mpt_config(config).to_dict())
     plan = make_plan(params, all_rows(family, config), config.locate)
     return {name: make() for name, make in export(plan, params, np.float32).items()}
@@ -82,7 +82,7 @@ class TorchFlamingo:
                 layer.register_forward_pre_hook(self._before(self.weights.below(name)))
 
     def _see(self, module: Any, args: tuple, kwargs: dict) -> None:
-        """Which image each token sees: in a cached step, the last one of the prompt."""
+        """Says which image each token sees: in a cached step, the last one of the prompt."""
         tokens = kwargs["input_ids"]
         if tokens.shape[1] > 1:
             self.text_time = (tokens == self.config.image_token).cumsum(-1)

@@ -63,7 +63,7 @@ class TorchTraining:
         return latents.unflatten(0, (-1, rows["images"].shape[1]))
 
     def text(self, latents: torch.Tensor, rows: NameTable) -> torch.Tensor:
-        """The decoder's output, before its head."""
+        """Returns the decoder's output, before its head."""
         self.model.media = latents
         self.model._see(None, (), {"input_ids": rows["tokens"]})
         with self.autocast:
@@ -147,7 +147,7 @@ class TorchTraining:
 
 
 def to_torch(rows: Mapping[str, np.ndarray], device: str) -> dict[str, torch.Tensor]:
-    """A stream's rows as the original's tensors: images (B, T, 3, H, W), int64 ids."""
+    """Returns a stream's rows as the original's tensors: images (B, T, 3, H, W), int64 ids."""
     tensors = {
         "images": torch.from_numpy(np.moveaxis(rows["images"][:, :, 0], -1, 2).copy()),
         "tokens": torch.from_numpy(rows["tokens"]).long(),

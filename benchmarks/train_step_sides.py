@@ -55,7 +55,7 @@ class Ours:
         return self.setup.train_step._cache_size()
 
     def parts(self) -> dict[str, Call]:
-        """The step's parts, each alone: forward, and backward where there is a gradient."""
+        """Returns the step's parts, each alone: forward, and backward where there is a gradient."""
         import jax
         import jax.numpy as jnp
         import optax
@@ -112,7 +112,7 @@ class Ours:
 
 
 def write_arrays(config: TrainConfig, path: Path) -> None:
-    """The initial weights, as the original names them."""
+    """Writes the initial weights, as the original names them."""
     import jax
 
     from benchmarks.torch_flamingo import original_tensors
@@ -165,7 +165,7 @@ class Original:
 
 
 def memory(device: str, field: str) -> int:
-    """Bytes of this process: VmRSS or VmHWM of the host, or the accelerator's peak."""
+    """Returns the bytes of this process: VmRSS or VmHWM of the host, or the accelerator's peak."""
     if device == "cuda":
         import torch
 

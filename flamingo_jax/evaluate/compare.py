@@ -38,7 +38,7 @@ class Change:
 
     @property
     def gain(self) -> float:
-        """The second's score less the first's; 0 where examples have no scores."""
+        """Returns the second's score less the first's; 0 where examples have no scores."""
         return (goodness(self.after) or 0.0) - (goodness(self.before) or 0.0)
 
 
@@ -64,7 +64,7 @@ class Pair:
         return first if first == second else f"{first} → {second}"
 
     def causes(self) -> dict[str, int]:
-        """How many examples each cause explains, the most frequent first."""
+        """Returns how many examples each cause explains, the most frequent first."""
         return dict(Counter(change.why for change in self.changes).most_common())
 
     def better_and_worse(self) -> tuple[int, int]:
@@ -88,7 +88,7 @@ class Comparison:
     unpaired: list[Run]
 
     def text(self, examples: int = 3) -> str:
-        """For a terminal; the `examples` most changed ones of each pair are written out."""
+        """Returns text for a terminal, with the `examples` most changed ones of each pair."""
         lines = [f"A = {self.before.name}", f"B = {self.after.name}", "", "settings that differ:"]
         lines += [f"  {key}: {_short(a)} → {_short(b)}" for key, a, b in self.settings]
         if not self.settings:
@@ -102,7 +102,7 @@ class Comparison:
 
 
 def compare(a: Path, b: Path) -> Comparison:
-    """Compare two result directories.
+    """Compares two result directories.
 
     Runs are paired by task, shots, seed, demonstrations and images. Those left over may differ in
     one of the last two, so that random and RICES demonstrations can be compared.
@@ -129,7 +129,8 @@ def compare(a: Path, b: Path) -> Comparison:
 
 
 def directories(argv: Sequence[str]) -> tuple[Path, Path] | None:
-    """The directories of `--compare A B` or `--compare=A,B` on a command line; None without it.
+    """Returns the directories of `--compare A B` or `--compare=A,B` on a command line; None without
+    it.
 
     Raises:
       UserError: not two directories, or something else beside them.

@@ -96,7 +96,7 @@ def make_task(name: str, options: dict[str, Any]) -> Task:
 
 
 def complete(values: dict[str, Any]) -> dict[str, Any]:
-    """A config with every default written out, those of its tasks included."""
+    """Returns a config with every default written out, those of its tasks included."""
     whole = dump(build(FewShotConfig, values))
     for name, options in whole["tasks"].items():
         whole["tasks"][name] = dump(make_task(name, options))

@@ -34,7 +34,8 @@ class Dataset:
 
 
 def read(name: str, task: Task, config: FewShotConfig, neighbours: Neighbours | None) -> Dataset:
-    """The data of a task. UserError: missing or at fault, or too little for so many shots."""
+    """Returns the data of a task. UserError: missing or at fault, or too little for so many
+    shots."""
     root = Path(config.data_root)
     problems, train_problems = DataErrors(config.on_error), DataErrors(config.on_error)
     test = read_split(task, root, "test", problems)
@@ -58,7 +59,7 @@ def read(name: str, task: Task, config: FewShotConfig, neighbours: Neighbours | 
 
 
 def show(dataset: Dataset, config: FewShotConfig, shots: int, seed: int) -> Shown:
-    """Every test example with its demonstrations."""
+    """Returns every test example with its demonstrations."""
     own = dataset.task.own_prompts(shots, seed)
     if own is not None:
         return [(example, list(demonstrations)) for example, demonstrations in own]
@@ -87,7 +88,7 @@ def show(dataset: Dataset, config: FewShotConfig, shots: int, seed: int) -> Show
 
 
 def plan(dataset: Dataset, config: FewShotConfig, shots: int, seed: int) -> list[list[Prompt]]:
-    """The prompts of every test example: one, or several orders of its demonstrations."""
+    """Returns the prompts of every test example: one, or several orders of its demonstrations."""
     task = dataset.task
     orders = 1 if task.max_new_tokens else config.ensemble
     return [
@@ -112,7 +113,7 @@ def _superfluous(task: Task, config: FewShotConfig) -> bool:
 
 
 def _orders(shown: list[Example], count: int, seed: int, example_id: str) -> list[list[Example]]:
-    """Different orders of demonstrations, the given one first."""
+    """Returns different orders of demonstrations, the given one first."""
     rng = sampling.rng_of(seed, example_id, "orders")
     orders = {tuple(range(len(shown))): None}
     while len(orders) < min(count, math.factorial(len(shown))):

@@ -38,7 +38,8 @@ def write_lines(path: Path, records: Iterable[Record]) -> None:
 
 
 def read_lines(path: Path) -> Iterator[Record]:
-    """Records of a JSON lines file; a line that a killed process left unfinished is passed over."""
+    """Returns the records of a JSON lines file, but for a line that a killed process left
+    unfinished."""
     with path.open() as lines:
         for line in lines:
             if line.endswith("\n"):
@@ -60,19 +61,19 @@ class Folder:
         return self.path / "parts"
 
     def gather(self) -> None:
-        """Bring together what earlier calls have answered, whole lines only."""
+        """Brings together what earlier calls have answered, whole lines only."""
         self._parts.mkdir(parents=True, exist_ok=True)
         write_lines(self._parts / "earlier.jsonl", self.answered().values())
         for part in self._parts.glob("process-*.jsonl"):
             part.unlink()
 
     def answered(self) -> dict[str, Record]:
-        """Records so far by example id."""
+        """Returns the records so far, by example id."""
         parts = sorted(self._parts.glob("*.jsonl"))
         return {record["id"]: record for part in parts for record in read_lines(part)}
 
     def part(self, process: int) -> Path:
-        """The file that a process appends to."""
+        """Returns the file that a process appends to."""
         return self._parts / f"process-{process}.jsonl"
 
     def write(self, records: list[Record], score: Record) -> None:
@@ -86,7 +87,7 @@ class Folder:
         skipped: list[Record],
         server: list[Record] | None,
     ) -> None:
-        """Write everything, the score last."""
+        """Writes everything, the score last."""
         if skipped:
             write_lines(self.path / "skipped.jsonl", skipped)
         if server is not None:
@@ -101,7 +102,7 @@ def folder_name(shots: int, demonstrations: str, seed: int, context_images: str)
 
 
 def claim(out: Path, manifest: Mapping[str, Any]) -> None:
-    """Write the manifest, or bring that of earlier calls up to date.
+    """Writes the manifest, or brings that of earlier calls up to date.
 
     Raises:
       UserError: `out` holds results of another model, of other data or of other settings.
@@ -144,7 +145,7 @@ def versions() -> dict[str, str]:
 
 
 def hash_of(paths: Iterable[Path]) -> str:
-    """SHA-256 of files, and of the names in directories."""
+    """Returns the SHA-256 of files, and of the names in directories."""
     digest = hashlib.sha256()
     for path in paths:
         if path.is_dir():

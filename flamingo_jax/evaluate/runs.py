@@ -42,7 +42,7 @@ class Run:
 
     @cached_property
     def records(self) -> list[Record]:
-        """A line of `examples.jsonl` for each test example."""
+        """Returns a line of `examples.jsonl` for each test example."""
         with (self.folder / "examples.jsonl").open(encoding="utf-8") as lines:
             return [json.loads(line) for line in lines]
 
@@ -81,12 +81,12 @@ class Results:
         return list(dict.fromkeys(run.task for run in self.runs))
 
     def of(self, **wanted: Any) -> list[Run]:
-        """The runs with these attributes."""
+        """Returns the runs with these attributes."""
         return [r for r in self.runs if all(getattr(r, k) == v for k, v in wanted.items())]
 
 
 def read_results(out: Path) -> Results:
-    """Every complete run of an output directory, those without a score left out.
+    """Returns every complete run of an output directory, those without a score left out.
 
     Raises:
       UserError: no manifest, or not one run with a score.
@@ -125,7 +125,7 @@ class Estimate:
 
 
 def estimate(runs: Sequence[Run]) -> Estimate:
-    """Of runs that differ in the seed only."""
+    """Returns the estimate of runs that differ in the seed only."""
     scores = np.array([run.score for run in runs])
     intervals = np.array([run.interval for run in runs])
     low, high = intervals.mean(axis=0)
@@ -139,7 +139,7 @@ def _area(labels: np.ndarray, chances: np.ndarray) -> float:
 
 
 def mean_interval(scores: Iterable[float]) -> tuple[float, float]:
-    """95 % interval of the mean, by bootstrap over examples."""
+    """Returns the 95 % interval of the mean, by bootstrap over examples."""
     values = np.array(list(scores), np.float64)
     return _bootstrap(len(values), lambda rows: values[rows].mean(), RESAMPLES)
 
@@ -154,7 +154,7 @@ def _bootstrap(
 
 
 def goodness(record: Record) -> float | None:
-    """How good one answer is: its score, or the chance given to the right class."""
+    """Returns how good one answer is: its score, or the chance given to the right class."""
     if record.get("score") is not None:
         return record["score"]
     if record.get("probability") is not None and record.get("label") in (0, 1):

@@ -11,20 +11,21 @@ from flamingo_jax.evaluate.tasks import Example
 
 
 def rng_of(seed: int, example_id: str, purpose: str) -> np.random.Generator:
-    """Random numbers that depend on these three alone: not on other examples, nor on devices."""
+    """Returns random numbers that depend on these three alone: not on other examples, nor on
+    devices."""
     digest = hashlib.sha256(f"{purpose}/{example_id}".encode()).digest()
     return np.random.default_rng([seed, *np.frombuffer(digest, np.uint32)])
 
 
 def drawn(pool_size: int, count: int, seed: int, example_id: str) -> list[int]:
-    """Indices of an example's demonstrations, oldest first."""
+    """Returns the indices of an example's demonstrations, oldest first."""
     check_pool(pool_size, count)
     rng = rng_of(seed, example_id, "demonstrations")
     return rng.choice(pool_size, count, replace=False).tolist()
 
 
 def check_pool(pool_size: int, count: int) -> None:
-    """UserError: more demonstrations than there are."""
+    """Raises UserError where more demonstrations are asked for than there are."""
     if count > pool_size:
         raise UserError(
             f"{count} demonstrations are asked for, but there are {pool_size} to draw from: "
@@ -33,7 +34,7 @@ def check_pool(pool_size: int, count: int) -> None:
 
 
 def subset(examples: Sequence[Example], count: int) -> list[Example]:
-    """`count` of the examples (0: all), in their order: the same ones for every seed."""
+    """Returns `count` of the examples (0: all), in their order: the same ones for every seed."""
     if not count or count >= len(examples):
         return list(examples)
     by_digest = sorted(examples, key=lambda e: hashlib.sha256(e.id.encode()).digest())
@@ -44,7 +45,8 @@ def subset(examples: Sequence[Example], count: int) -> list[Example]:
 def openflamingo_order(
     num_test: int, num_train: int, *, num_samples: int, query_set_size: int, count: int, seed: int
 ) -> tuple[list[int], list[list[int]]]:
-    """OpenFlamingo's examples and demonstrations in one process, by index, in the order of asking.
+    """Returns OpenFlamingo's examples and demonstrations in one process, by index, in the order of
+    asking.
 
     Its steps (commit 655f693): numpy chooses the test examples, then the query set; a distributed
     sampler of torch shuffles the former with seed 0; Python's `random` draws for one after another.
@@ -60,7 +62,7 @@ def openflamingo_order(
 
 
 def _torch_randperm(size: int) -> np.ndarray:
-    """`torch.randperm(size)` on a CPU with seed 0."""
+    """Returns `torch.randperm(size)` on a CPU with seed 0."""
     raw = np.random.MT19937()
     raw._legacy_seeding(0)
     order = np.arange(size)

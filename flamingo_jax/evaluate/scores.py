@@ -45,7 +45,8 @@ def _vqa_accuracy(records: Sequence[Record], mode: Mode) -> Score:
 
 
 def _human(record: Record) -> Sequence[Any]:
-    """The annotators' answers; where annotations have no `answer_id`, all there is of them."""
+    """Returns the annotators' answers; where annotations have no `answer_id`, all there is of
+    them."""
     if "confidences" not in record:
         return record["references"]
     pairs = zip(record["references"], record["confidences"], strict=True)
@@ -88,7 +89,7 @@ def score_records(
     settings: Mapping[str, Any],
     data: Path | None = None,
 ) -> Scored:
-    """The contents of a result directory from raw answers.
+    """Returns the contents of a result directory from raw answers.
 
     Args:
       task: whose post-processing and metric.
@@ -122,7 +123,7 @@ def score_records(
 
 
 def _groups(records: Sequence[Record]) -> dict[str, dict[str, Any]]:
-    """Mean score and number of the examples of each group, where a task has groups."""
+    """Returns the mean score and number of the examples of each group, where a task has groups."""
     by_group: dict[str, list[float]] = {}
     for record in records:
         for group in record.get("groups", ()):
@@ -131,7 +132,7 @@ def _groups(records: Sequence[Record]) -> dict[str, dict[str, Any]]:
 
 
 def rescore(out: Path, mode: Mode | None = None) -> dict[str, float | None]:
-    """Score the recorded answers of every complete directory again, without a model or data.
+    """Scores the recorded answers of every complete directory again, without a model or data.
 
     Args:
       out: of an evaluation.

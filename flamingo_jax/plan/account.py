@@ -99,7 +99,7 @@ class StepCost:
 
 
 def measure(config: TrainConfig, target: Target, efficiency: float = 0.4) -> StepCost:
-    """Compile the training step of this config for a machine, and account for it.
+    """Compiles the training step of this config for a machine, and accounts for it.
 
     Raises:
       UserError: the config does not fit itself or the devices.
@@ -150,7 +150,7 @@ def readable_hlo(compiled: jax.stages.Compiled) -> HloProgram | None:
 
 
 def device_bytes(tree: Any) -> int:
-    """Bytes of a tree's shards on one device."""
+    """Returns the bytes of a tree's shards on one device."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)

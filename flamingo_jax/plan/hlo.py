@@ -63,7 +63,7 @@ class Collective:
     groups: np.ndarray
 
     def sent_bytes(self, node_size: int) -> tuple[float, float]:
-        """What each device sends in the step: inside of its node, and to other nodes.
+        """Returns what each device sends in the step: inside of its node, and to other nodes.
 
         Arrays that end up alike on all devices travel between nodes once: the devices of a node
         that are in one group share them, each over a network port of its own, and pass on inside of
@@ -102,7 +102,7 @@ class HloProgram:
         self.trips = self._trips()
 
     def _trips(self) -> dict[str, int]:
-        """How often each computation runs."""
+        """Returns how often each computation runs."""
         trips: dict[str, int] = defaultdict(int)
         waiting = [(self.entry, 1)]
         while waiting:
@@ -119,8 +119,8 @@ class HloProgram:
         return trips
 
     def _loops(self, loop: Instruction) -> int:
-        """Trips of a loop: as the compiler tells them, or by its condition, a counter from 0 being
-        less than a constant (TPU compilers tell nothing). 1 where it depends on data.
+        """Returns the trips of a loop: as the compiler tells them, or by its condition, a counter
+        from 0 being less than a constant (TPU compilers tell nothing). 1 where it depends on data.
 
         Raises:
           ValueError: the trips of a loop in which devices communicate are not known.
@@ -139,14 +139,14 @@ class HloProgram:
         return 1
 
     def _fused(self) -> set[str]:
-        """Computations that are the inside of a fusion."""
+        """Returns the computations that are the inside of a fusion."""
         everything = (i for computation in self.computations.values() for i in computation)
         fusions = (i.attributes for i in everything if i.opcode == "fusion")
         return {name for attributes in fusions for name in CALLED.findall(attributes)}
 
     def collectives(self) -> list[Collective]:
-        """All of them. TPU compilers spread one over the matmuls beside it: what stands in several
-        fusions under one channel is one."""
+        """Returns all collectives. TPU compilers spread one over the matmuls beside it: what stands
+        in several fusions under one channel is one."""
         found, channels_of_fusions = [], set()
         fused = self._fused()
         for name, times in self.trips.items():
@@ -177,7 +177,8 @@ class HloProgram:
         return found
 
     def matmul_bytes(self) -> int:
-        """What all matmuls of the step read and write on one device, if nothing stays in caches."""
+        """Returns what the step's matmuls read and write on one device, if nothing stays in
+        caches."""
         total = 0
         for name, times in self.trips.items():
             types = {i.name: i.result for i in self.computations[name]}
@@ -188,8 +189,8 @@ class HloProgram:
         return total
 
     def dot_flops(self) -> int:
-        """FLOPs of the step's matmuls on one device, of a back end that keeps them as `dot`s (a
-        CPU's; a GPU's become calls of a library)."""
+        """Counts the FLOPs of the step's matmuls on one device, where the back end keeps them as
+        `dot`s (a CPU's does; a GPU's become calls of a library)."""
         total = 0
         for name, times in self.trips.items():
             types = {i.name: i.result for i in self.computations[name]}
@@ -261,7 +262,7 @@ def _is_matmul(instruction: Instruction) -> bool:
 
 
 def _groups(attributes: str) -> np.ndarray:
-    """Devices that take part together, in any of the notations of XLA."""
+    """Returns the devices that take part together, in any of the notations of XLA."""
     if pairs := re.search(r"source_target_pairs=\{(.*?)\}\}", attributes):
         return np.array(_integer_lists(pairs[1]))
     if listed := re.search(r"replica_groups=\{(\{.*?\})\}", attributes):

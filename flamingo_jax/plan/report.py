@@ -13,7 +13,7 @@ CPU_NOTE = (
 
 
 def text(account: StepCost) -> str:
-    """All of it, for people."""
+    """Returns the whole account as text for people."""
     mesh = " × ".join(f"{axis} {size}" for axis, size in account.mesh.items())
     batch = ", ".join(f"{name} {rows}" for name, rows in account.batch.items())
     lines = [
@@ -35,7 +35,7 @@ def text(account: StepCost) -> str:
 
 
 def search_text(search: Search) -> str:
-    """What a search tried, and what it chose."""
+    """Says what a search tried, and what it chose."""
     lines = [f"{'tried':16}{'peak GiB':>10}{'TFLOP per device':>18}"]
     for name, account in search.tried:
         flops = account.traced_flops / account.num_devices / TERA

@@ -23,7 +23,7 @@ class Search:
 
 
 def cheapest_remat(config: TrainConfig, measure: Measure) -> Search:
-    """The policy with the fewest FLOPs that fits."""
+    """Returns the policy with the fewest FLOPs that fits."""
     search = Search(config)
     for policy in BY_FLOPS:
         candidate = dataclasses.replace(
@@ -38,7 +38,7 @@ def cheapest_remat(config: TrainConfig, measure: Measure) -> Search:
 
 
 def largest_batch(config: TrainConfig, row_parts: int, capacity: float, measure: Measure) -> Search:
-    """The largest batch that fits, with the config's proportions of streams.
+    """Returns the largest batch that fits, with the config's proportions of streams.
 
     Rows are cut into `row_parts` by the mesh; a device has `capacity` bytes. Begins with the
     config's batch, or the next one that can be cut so.
@@ -74,7 +74,7 @@ def largest_batch(config: TrainConfig, row_parts: int, capacity: float, measure:
 
 
 def largest_fitting(peak: Callable[[int], float], capacity: float, start: int) -> int:
-    """The largest k with peak(k) ≤ capacity, where peak grows with k; 0: not even 1 fits.
+    """Returns the largest k with peak(k) ≤ capacity, where peak grows with k; 0: not even 1 fits.
 
     `peak` is a compilation, so few are made: two of them are taken for points of a straight line,
     and the line's answer is tried next.

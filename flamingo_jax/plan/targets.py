@@ -52,7 +52,7 @@ class Target:
 
 
 def prepare_backends() -> None:
-    """Settings of JAX for machines without an accelerator; before JAX looks for devices."""
+    """Sets JAX up for machines without an accelerator; call it before JAX looks for devices."""
     os.environ.update(TPU_ENVIRONMENT)
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     jax.config.update("jax_platforms", "cpu")  # the CUDA plugin raises where there is no GPU
@@ -60,7 +60,7 @@ def prepare_backends() -> None:
 
 
 def open_target(topology: str) -> Target:
-    """The machine that `a100-40gb:8`, `v5e:2x4` or `cpu:8` names.
+    """Returns the machine that `a100-40gb:8`, `v5e:2x4` or `cpu:8` names.
 
     Raises:
       UserError: no such machine, or its compiler is not installed.

@@ -25,7 +25,7 @@ IMAGE_PATTERN = r"\[IMAGE:\s*([^\]]*)\]"
 
 
 def write_prompts(template: Path, values: Path, out: Path) -> int:
-    """Prompts to send to a chat model: `{"key", "prompt"}` per line of `values`; gives how many.
+    """Writes prompts for a chat model, `{"key", "prompt"}` per line of `values`; returns how many.
 
     Args:
       template: text with `$name` where a value goes.
@@ -71,7 +71,7 @@ class Reply:
     descriptions: tuple[str, ...]
 
     def around(self, image: int) -> str:
-        """What the image is to illustrate: the text after it, or else the text before it."""
+        """Returns what the image illustrates: the text after it, or else the text before it."""
         return self.texts[image + 1].strip() or self.texts[image].strip()
 
 

@@ -88,7 +88,7 @@ def make_shards(args: argparse.Namespace) -> int:
 
 
 def in_part(index: int, part: str) -> bool:
-    """Whether shard `index` belongs to part "K/N". UserError: not of that form."""
+    """Returns whether shard `index` belongs to part "K/N". UserError: not of that form."""
     first, _, count = part.partition("/")
     if not (first.isdecimal() and count.isdecimal() and int(first) < int(count)):
         raise UserError(f"--part is {part!r}, expected K/N with K from 0 to N - 1, as in 3/16")

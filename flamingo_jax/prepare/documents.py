@@ -19,7 +19,7 @@ class DocumentLimits:
     min_words: int = option(1, "documents with fewer words are dropped")
 
     def kept(self, key: str, passages: Passages | None, tally: Tally) -> Passages:
-        """The document as it is kept. DroppedError: it is not."""
+        """Returns the document as it is kept. DroppedError: it is not."""
         if passages is None:
             raise DroppedError("no image")
         passages = keep_similar(key, passages, self.min_similarity, tally)
@@ -34,7 +34,7 @@ class DocumentLimits:
 
 
 def keep_similar(key: str, passages: Passages, threshold: float, tally: Tally) -> Passages:
-    """Images that stand before a text they are similar enough to."""
+    """Returns the images that stand before a text they are similar enough to."""
     scores = passages.similarity or (threshold,) * len(passages.texts)
     index = tuple(
         image if score >= threshold else -1

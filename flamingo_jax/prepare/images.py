@@ -27,7 +27,7 @@ class ImageLimits:
     verify: bool = option(True, "decode every image, and drop those that cannot be")
 
     def check(self, data: bytes) -> None:
-        """DroppedError: this encoded image is not wanted."""
+        """Raises DroppedError where this encoded image is not wanted."""
         if len(data) < self.min_image_bytes:
             raise DroppedError("image of too few bytes", str(len(data)))
         if self.verify:
@@ -52,13 +52,13 @@ def _sides(data: bytes) -> tuple[int, int]:
 
 
 def check_directory(path: str) -> None:
-    """UserError: it is no directory, so that every image would be missing."""
+    """Raises UserError where it is no directory, so that every image would be missing."""
     if not Path(path).is_dir():
         raise UserError(f"--images={path} is no directory: name the one of the downloaded images")
 
 
 def read_image(directories: list[Path], name: Any) -> bytes:
-    """A file of one of these directories. DroppedError: it is in none, or outside of them."""
+    """Reads a file of one of these directories. DroppedError: it is in none, or outside of them."""
     if (
         not isinstance(name, str)
         or not name

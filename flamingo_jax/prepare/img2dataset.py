@@ -94,7 +94,7 @@ def _index(path: str, tally: Tally) -> np.ndarray:
 
 
 def _limits(given: tuple[str, ...]) -> dict[str, float]:
-    """UserError: not FIELD=NUMBER."""
+    """Reads FIELD=NUMBER. UserError: not of that form."""
     try:
         return {name: float(value) for name, value in (text.split("=") for text in given)}
     except ValueError:
@@ -104,7 +104,7 @@ def _limits(given: tuple[str, ...]) -> dict[str, float]:
 
 
 def store_records(store: Store, shard: int, tally: Tally) -> Iterator[tuple[int, Record]]:
-    """The records of a shard with their numbers; those that cannot be read are counted."""
+    """Yields the records of a shard with their numbers; counts those that cannot be read."""
     for index in range(int(store.sizes[shard])):
         try:
             yield index, store.record(shard, index)

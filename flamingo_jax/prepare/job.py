@@ -30,11 +30,11 @@ class Preparation(Protocol):
     def writer(self) -> Writer: ...
 
     def units(self) -> list[Unit]:
-        """Inputs, in the order of the shards. UserError: there are none."""
+        """Returns the inputs, in the order of the shards. UserError: there are none."""
         ...
 
     def samples(self, unit: Unit, tally: Tally) -> Iterator[Sample]:
-        """What is to be written of one input; whatever is not is counted."""
+        """Yields what is to be written of one input; counts whatever is not."""
         ...
 
 
@@ -62,7 +62,7 @@ class Job:
         return [index for index in range(len(self.units)) if not self.target(index).exists()]
 
     def make(self, index: int) -> int:
-        """Make a shard, unless it is there; gives its number.
+        """Makes a shard, unless it is there; returns its number.
 
         Raises:
           UserError: files cannot be read or written.
@@ -87,7 +87,7 @@ class Job:
         return index
 
     def begin(self) -> None:
-        """UserError: the directory was made with other settings, or cannot be written."""
+        """Begins or goes on. UserError: the directory has other settings, or cannot be written."""
         settings = json.loads(
             json.dumps(
                 {
@@ -132,7 +132,8 @@ class Job:
 
 
 def made_of(directory: Path, command: str) -> dict[str, Any]:
-    """The settings that a command made a directory with. UserError: it did not, or not whole."""
+    """Returns the settings that a command made a directory with. UserError: it did not, or not
+    whole."""
     settings = directory / "settings.json"
     values = json.loads(settings.read_text()) if settings.is_file() else {}
     if (

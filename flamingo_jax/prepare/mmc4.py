@@ -62,7 +62,7 @@ class Mmc4(DocumentLimits, ImageLimits):
 
 
 def _lines(path: str, tally: Tally) -> Iterator[tuple[int, bytes]]:
-    """The lines of a .jsonl file, or of those in a zip, numbered; what is damaged is counted."""
+    """Yields numbered lines of a .jsonl file, or of those in a zip; counts what is damaged."""
     numbers = itertools.count()
     if not path.endswith(".zip"):
         with open(path, "rb") as file:

@@ -19,7 +19,8 @@ from flamingo_jax.prepare.writers import ArrayRecords, Sample, stored
 
 
 def image_name(url: str) -> str:
-    """The file an image is looked for in: `ab/abcd….`, the SHA-256 of its address, no ending."""
+    """Returns the file an image is looked for in: `ab/abcd….`, the SHA-256 of its address, no
+    ending."""
     digest = hashlib.sha256(url.encode()).hexdigest()
     return f"{digest[:2]}/{digest}"
 

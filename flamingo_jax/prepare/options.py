@@ -10,12 +10,12 @@ REQUIRED: Any = dataclasses.MISSING
 
 
 def option(default: Any, text: str) -> Any:
-    """A field with the help text of its flag."""
+    """Returns a field with the help text of its flag."""
     return dataclasses.field(default=default, metadata={"help": text})
 
 
 def add_flags(parser: argparse.ArgumentParser, cls: type) -> None:
-    """A flag for every field; a tuple's may be given several times."""
+    """Adds a flag for every field; a tuple's may be given several times."""
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
         kind, default = hints[field.name], field.default
@@ -37,7 +37,7 @@ def add_flags(parser: argparse.ArgumentParser, cls: type) -> None:
 
 
 def build(cls: type[T], args: argparse.Namespace) -> T:
-    """The dataclass that the flags describe."""
+    """Returns the dataclass that the flags describe."""
     values = {f.name: getattr(args, f.name) for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     hints = typing.get_type_hints(cls)
     tuples = {n: tuple(v or ()) for n, v in values.items() if typing.get_origin(hints[n]) is tuple}

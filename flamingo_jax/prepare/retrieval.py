@@ -64,7 +64,7 @@ class Pool:
     def candidates(
         self, texts_QP: Float[np.ndarray, "Q P"], fingerprint: str, count: int
     ) -> list[list[Place]]:
-        """The nearest images of each text, best first.
+        """Returns the nearest images of each text, best first.
 
         Raises:
           UserError: the pool was embedded by another CLIP than this one.
@@ -108,15 +108,15 @@ class Pool:
                 yield vectors, np.insert(places, 0, shard, axis=1)
 
     def read(self, place: Place) -> tuple[bytes, str]:
-        """(encoded image, key of its record). BadRecordError: it cannot be read."""
+        """Returns (encoded image, key of its record). BadRecordError: it cannot be read."""
         store = opened(self.settings["shards"], self.settings["index_dir"])
         record = store.record(place.shard, place.record)
         return passages_of(record).image(place.image), record.key
 
 
 def rerank(pool: Pool, clip: Any, wanted: Sequence[Wanted], share: float) -> list[list[Chosen]]:
-    """For each text its candidates that can be read, best first, by (1 − share) · similarity with
-    the description + share · similarity with the context."""
+    """Ranks for each text its candidates that can be read, best first, by (1 − share) ·
+    similarity with the description + share · similarity with the context."""
     size = clip.config.vision.image_size
     read: dict[Place, tuple[bytes, str]] = {}
     pixels: list[np.ndarray] = []

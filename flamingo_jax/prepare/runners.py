@@ -12,7 +12,7 @@ from flamingo_jax.prepare.job import Job
 
 
 def by_processes(job: Job, indices: Sequence[int], workers: int) -> None:
-    """Shards `indices`, by `workers` processes at a time; 0: by this one.
+    """Makes shards `indices`, by `workers` processes at a time; 0: by this one.
 
     Raises:
       UserError: a process was killed. What it was at is made by the next run.
@@ -40,7 +40,7 @@ def _watch(job: Job, made: Iterable[int], count: int) -> None:
 
 
 def by_beam(job: Job, indices: Sequence[int], arguments: Sequence[str]) -> None:
-    """The same shards as a pipeline; `arguments` are Beam's own (--runner=…, --project=…).
+    """Makes the same shards as a pipeline; `arguments` are Beam's own (--runner=…, --project=…).
 
     `job.out` and the inputs must be on a file system that every Beam worker has mounted.
 

@@ -70,7 +70,7 @@ class ClipReader:
         return [Unit(path, i) for i, path in enumerate(opened(self.shards, self.index_dir).paths)]
 
     def groups(self, unit: Unit, tally: Tally) -> Iterator[list[Pictured]]:
-        """The readable records of a shard, some at a time."""
+        """Returns the readable records of a shard, some at a time."""
         store = opened(self.shards, self.index_dir)
         size = loaded(self.clip, self.batch_size).config.vision.image_size
         records = store_records(store, unit.start, tally)

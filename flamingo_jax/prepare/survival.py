@@ -64,7 +64,7 @@ class Tally:
         self.drops.append({"of": of, "key": key, "reason": reason, "detail": detail})
 
     def surviving(self, key: str, make: Callable[..., T], *args: Any) -> Iterator[T]:
-        """`make(*args)`, or nothing where that drops the document."""
+        """Returns `make(*args)`, or nothing where that drops the document."""
         self.documents += 1
         try:
             made = make(*args)
@@ -79,7 +79,7 @@ class Tally:
             yield made
 
     def counted(self, samples: Iterable[T]) -> Iterator[T]:
-        """The samples, counted as kept."""
+        """Returns the samples, counted as kept."""
         for sample in samples:
             self.kept += 1
             yield sample
@@ -102,7 +102,7 @@ class Tally:
         return cls(**known | counters)
 
     def table(self) -> str:
-        """For people: what was read, what was dropped and why, what is left."""
+        """Says, for people, what was read, what was dropped and why, and what is left."""
         rows = [("documents read", self.documents, self.documents)]
         rows += [(f"  {r}", n, self.documents) for r, n in self.dropped.most_common()]
         rows += [("documents kept", self.kept, self.documents)]

@@ -20,20 +20,20 @@ class Writer(Protocol):
     """One form of shards."""
 
     def name(self, index: int, count: int) -> str:
-        """File name of a shard."""
+        """Returns the file name of a shard."""
         ...
 
     def write(self, path: Path, samples: Iterable[Sample]) -> None:
-        """One shard."""
+        """Writes one shard."""
         ...
 
     def finish(self, directory: Path, sizes: list[int]) -> None:
-        """Whatever readers need beside the shards; called when all are there."""
+        """Writes what readers need beside the shards; called when all are there."""
         ...
 
 
 def stored(key: str, passages: Passages) -> Sample:
-    """The project's stored form, with the images that stand somewhere, in reading order."""
+    """Returns the project's stored form, with the images that stand somewhere, in reading order."""
     used = [index for index in passages.image_index if index >= 0]
     places = {image: place for place, image in enumerate(dict.fromkeys(used))}
     similarity = passages.similarity or ()

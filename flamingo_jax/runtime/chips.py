@@ -30,7 +30,7 @@ class Chip:
 
     @property
     def capacity(self) -> float:
-        """Bytes that a program may use."""
+        """Returns the bytes that a program may use."""
         share, fixed = self.reserve
         return ((1 - share) * self.memory - fixed) * GIB
 

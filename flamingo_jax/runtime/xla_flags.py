@@ -46,7 +46,7 @@ PRESETS: dict[str, dict[str, str]] = {
 
 
 def xla_flags(preset: str) -> str:
-    """The value of XLA_FLAGS. UserError: no such preset."""
+    """Returns the value of XLA_FLAGS. UserError: no such preset."""
     if preset not in PRESETS:
         raise UserError(f"no XLA flag preset {preset!r}; there are: {', '.join(PRESETS)}")
     return " ".join(f"--{name}={value}" for name, value in PRESETS[preset].items())

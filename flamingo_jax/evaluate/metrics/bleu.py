@@ -13,7 +13,8 @@ _SMALL, _TINY = 1e-9, 1e-15
 
 
 def bleu(candidates: Mapping[Id, str], references: Mapping[Id, Sequence[str]]) -> list[float]:
-    """BLEU-1 to BLEU-4 in [0, 1], the length compared with the closest reference of each image.
+    """Returns BLEU-1 to BLEU-4 in [0, 1], the length compared with the closest reference of each
+    image.
 
     Raises:
       UserError: no candidates, or an image without references.

@@ -27,7 +27,7 @@ class _Vector(NamedTuple):
 def cider(
     candidates: Mapping[Id, str], references: Mapping[Id, Sequence[str]]
 ) -> tuple[float, dict[Id, float]]:
-    """CIDEr-D of one caption for each image.
+    """Returns CIDEr-D of one caption for each image.
 
     Document frequencies come from the references of the scored images, so the score of a subset is
     not an estimate of the whole set's: see docs/metrics.md.
@@ -53,7 +53,7 @@ def cider(
 def cider_of_tokens(
     candidates: Mapping[Id, str], references: Mapping[Id, Sequence[str]]
 ) -> tuple[float, dict[Id, float]]:
-    """`cider` of captions whose tokens are already parted by spaces."""
+    """Returns `cider` of captions whose tokens are already parted by spaces."""
     counts = {i: [_ngrams(text) for text in references[i]] for i in candidates}
     frequency = Counter(ngram for texts in counts.values() for ngram in set().union(*texts))
     log_images = math.log(len(candidates))
@@ -67,7 +67,7 @@ def cider_of_tokens(
 
 
 def check_references(candidates: Mapping[Id, str], references: Mapping[Id, Sequence[str]]) -> None:
-    """UserError: nothing to score, or a candidate without references."""
+    """Raises UserError where there is nothing to score, or a candidate without references."""
     if not candidates:
         raise UserError("no captions were given to score; expected at least one")
     missing = [i for i in candidates if not references.get(i)]
@@ -94,7 +94,7 @@ def _vector(counts: Counter[Ngram], idf: Mapping[Ngram, float], unseen: float) -
 
 
 def _similarity(candidate: _Vector, reference: _Vector) -> float:
-    """Clipped cosine, mean over the orders, with the penalty for a different length."""
+    """Returns the clipped cosine, mean over the orders, with the penalty for a different length."""
     cosines = 0.0
     for ours, theirs, *norms in zip(
         candidate.weights, reference.weights, candidate.norms, reference.norms, strict=True

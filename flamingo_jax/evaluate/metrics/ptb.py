@@ -138,7 +138,8 @@ _TAKEN_APART = frozenset(["cannot", "gonna", "gotta", "lemme", "gimme", "wanna"]
 
 
 def tokens(text: str) -> list[str]:
-    """The Penn Treebank tokens of `text`, lower-cased, punctuation included; emoji are dropped."""
+    """Returns the Penn Treebank tokens of `text`, lower-cased, punctuation included; emoji are
+    dropped."""
     text += "\n"  # some rules look at what follows a word
     found: list[str] = []
     position = 0
@@ -157,7 +158,7 @@ def tokens(text: str) -> list[str]:
 
 
 def _furthest(text: str, position: int) -> tuple[str | None, int]:
-    """The token that starts at `position`, and how many characters it uses.
+    """Returns the token that starts at `position`, and how many characters it uses.
 
     The rule that reads furthest wins, its lookahead counted; of equally long ones the first.
     """
@@ -173,5 +174,6 @@ def _furthest(text: str, position: int) -> tuple[str | None, int]:
 
 
 def tokenize(caption: str) -> str:
-    """A caption as metrics count it: lower-case tokens without punctuation, joined by spaces."""
+    """Returns a caption as metrics count it: lower-case tokens without punctuation, joined by
+    spaces."""
     return " ".join(token for token in tokens(caption) if token not in _LEFT_OUT)

@@ -9,12 +9,12 @@ from collections.abc import Callable
 
 
 def _exactly(characters: str) -> str:
-    """A set of characters that does not ignore case."""
+    """Returns a set of characters that does not ignore case."""
     return f"(?-i:[{characters}])"
 
 
 def _runs(belongs: Callable[[str], bool]) -> str:
-    """The characters of the basic plane for which `belongs`, as the inside of a set."""
+    """Returns the characters of the basic plane for which `belongs`, as the inside of a set."""
     runs: list[list[str]] = []
     for character in filter(belongs, map(chr, range(0x10000))):
         if runs and ord(character) == ord(runs[-1][1]) + 1:
@@ -55,7 +55,7 @@ HYPHENATED = rf"[A-Za-z\d][A-Za-z\d.,\u00ad]*(?:-(?:{_INITIALS}\.|[A-Za-z\d\u00a
 
 
 def _capital(words: str) -> str:
-    """Words whose first letter must be a capital, as alternatives."""
+    """Returns the words whose first letter must be a capital, as alternatives."""
     return "|".join(f"{_exactly(w[0])}{w[1:]}" for w in words.split())
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 
 def roc_auc(labels: Sequence[bool | int], scores: Sequence[float]) -> float:
-    """The chance that a positive example scores higher than a negative one, in [0, 1].
+    """Returns the chance that a positive example scores higher than a negative one, in [0, 1].
 
     Equal scores count one half (mid-ranks). NaN, with a warning, where one class is missing: the
     area is not defined then. Papers print it times 100.

@@ -13,7 +13,7 @@ BETA = 1.2  # recall counts a little more than precision
 def rouge_l(
     candidates: Mapping[Id, str], references: Mapping[Id, Sequence[str]]
 ) -> tuple[float, dict[Id, float]]:
-    """The mean over the images and the score of each, in [0, 1].
+    """Returns the mean over the images and the score of each, in [0, 1].
 
     Precision and recall of the longest common subsequence are each the best over the references.
 
@@ -38,7 +38,7 @@ def _score(words: list[str], references: list[list[str]]) -> float:
 
 
 def longest_common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
-    """How many items the longest subsequence of both has."""
+    """Returns how many items the longest subsequence of both has."""
     row = [0] * (len(b) + 1)
     for item in a:
         above = row

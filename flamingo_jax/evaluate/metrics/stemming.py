@@ -42,7 +42,8 @@ class Stemmer(NamedTuple):
 
 @functools.cache
 def make_stemmer() -> Stemmer:
-    """The tagger and WordNet of nltk, where they and their data are installed, else own rules."""
+    """Returns the tagger and WordNet of nltk, where they and their data are installed, else own
+    rules."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -66,12 +67,12 @@ def make_stemmer() -> Stemmer:
 
 
 def stem(text: str) -> str:
-    """The stems of a text's words, by the stemmer that `make_stemmer` finds."""
+    """Returns the stems of a text's words, by the stemmer that `make_stemmer` finds."""
     return make_stemmer().stem(text)
 
 
 def postprocess(generation: str) -> str:
-    """The answer in a generation, stemmed."""
+    """Returns the answer in a generation, stemmed."""
     return stem(cut(generation))
 
 
@@ -100,7 +101,7 @@ def _plurals_by_ending(words: list[str]) -> list[bool]:
 
 
 def singular(word: str) -> str:
-    """The singular of a plural noun; a word that has no other form is given back."""
+    """Returns the singular of a plural noun; a word that has no other form comes back."""
     lower = word.lower()
     if lower in NO_PLURALS:
         return word
@@ -114,7 +115,7 @@ def singular(word: str) -> str:
 
 
 def verb(word: str) -> str:
-    """The verb of an "-ing" form; a word that is none ("string") is given back."""
+    """Returns the verb of an "-ing" form; a word that is none ("string") is given back."""
     stem = word[: -len("ing")]
     lower = stem.lower()
     if word.lower() in NO_VERBS or len(stem) < 2 or not _VOWEL.search(lower):

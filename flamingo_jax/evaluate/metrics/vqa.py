@@ -39,7 +39,7 @@ _CORRECTED = {
 
 
 def normalize(answer: str) -> str:
-    """An answer as it is compared: lower case, digits, without articles and punctuation.
+    """Returns an answer as it is compared: lower case, digits, without articles and punctuation.
 
     The original's oddities are kept: whether a sign becomes a space or nothing depends on the rest
     of the answer, and only the first 32 periods are removed.
@@ -58,7 +58,7 @@ def normalize(answer: str) -> str:
 def vqa_accuracy(
     prediction: str, answers: Sequence[str | Mapping[str, Any]], mode: Mode = "standard"
 ) -> float:
-    """Accuracy of one prediction in [0, 1].
+    """Returns the accuracy of one prediction in [0, 1].
 
     Each human answer in turn is left out; the prediction is as right as a third of the others that
     agree with it, at most 1. The mean over the answers left out.
@@ -100,7 +100,8 @@ def vqa_accuracy(
 
 
 def postprocess(generation: str) -> str:
-    """The answer in a generation: what stands before the next question, or before a comma."""
+    """Returns the answer in a generation: what stands before the next question, or before a
+    comma."""
     return re.split("Question|Answer|Short", generation, maxsplit=1)[0].split(", ", 1)[0]
 
 

@@ -40,7 +40,7 @@ class Bar:
 
 
 def line_chart(lines: Sequence[Line], title: str) -> str:
-    """Lines over categories of shots, with error bars; labels stand at the ends, apart."""
+    """Draws lines over categories of shots, with error bars; labels stand at the ends, apart."""
     shots = sorted({s for line in lines for s, _, _ in line.points})
     values = [v + sign * (d or 0) for ln in lines for _, v, d in ln.points for sign in (-1, 1)]
     ticks = _ticks(min(values), max(values))
@@ -71,7 +71,7 @@ def line_chart(lines: Sequence[Line], title: str) -> str:
 
 
 def bar_chart(bars: Sequence[Bar], title: str) -> str:
-    """Horizontal bars from zero, with their intervals."""
+    """Draws horizontal bars from zero, with their intervals."""
     left, right, row = 170, 120, 24
     height = row * len(bars) + 8
     top = max(1e-9, *(float(np.nanmax([b.value, b.high])) for b in bars))
@@ -119,7 +119,7 @@ def _grid(ticks: Sequence[float], y: Height) -> str:
 def _mark(
     label: str, x: float, shots: int, value: float, deviation: float | None, y: Height
 ) -> str:
-    """A point with its error bar and a hint for the pointer."""
+    """Returns a point with its error bar and a hint for the pointer."""
     bar = ""
     if deviation:
         low, high = y(value - deviation), y(value + deviation)
@@ -131,7 +131,7 @@ def _mark(
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """About five round numbers that enclose the values."""
+    """Returns about five round numbers that enclose the values."""
     span = max(high - low, 1.0)
     step = next(s for s in (0.5, 1, 2, 5, 10, 20, 25, 50, 100, 1000) if span / s <= 6)
     first = step * (low // step)
@@ -140,7 +140,7 @@ def _ticks(low: float, high: float) -> list[float]:
 
 
 def _apart(ends: dict[int, float], gap: float, top: float, bottom: float) -> dict[int, float]:
-    """Heights of labels, moved so that they do not cover each other."""
+    """Returns the heights of labels, moved so that they do not cover each other."""
     order = sorted(ends, key=lambda i: ends[i])
     placed, least, most = {}, top, bottom
     for i in order:

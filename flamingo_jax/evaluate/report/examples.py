@@ -17,7 +17,7 @@ SHOWN_SHOTS = 8
 
 
 def best_and_worst(run: Run, count: int) -> tuple[list[Record], list[Record]]:
-    """Up to `count` examples with the highest scores, and as many with the lowest."""
+    """Returns up to `count` examples with the highest scores, and as many with the lowest."""
     scored = [(value, r) for r in run.records if (value := goodness(r)) is not None]
     records = [record for _, record in sorted(scored, key=lambda pair: -pair[0])]
     count = min(count, len(records) // 2)
@@ -25,7 +25,7 @@ def best_and_worst(run: Run, count: int) -> tuple[list[Record], list[Record]]:
 
 
 def card(results: Results, record: Record) -> str:
-    """One example as HTML."""
+    """Returns one example as HTML."""
     steps = "".join(
         f"<figure>{picture(results.data_root, image)}<figcaption>{escape(text)}</figcaption>"
         "</figure>"
@@ -47,7 +47,7 @@ def card(results: Results, record: Record) -> str:
 
 
 def steps_of(record: Record) -> list[tuple[str | None, str]]:
-    """The prompt as (image, text that follows it); None where text has no image."""
+    """Returns the prompt as (image, text that follows it); None where text has no image."""
     before, *texts = str(record.get("prompt", "")).split(MARK)
     images: Sequence[str] = record.get("images", ())
     # Of more images than marks, which the original sometimes passes, a text sees the first ones.
@@ -59,7 +59,7 @@ def steps_of(record: Record) -> list[tuple[str | None, str]]:
 
 
 def _shown(steps: list[tuple[str | None, str]]) -> list[tuple[str | None, str]]:
-    """The last steps, and how many were before them."""
+    """Returns the last steps, and how many were before them."""
     hidden = len(steps) - SHOWN_SHOTS - 1
     if hidden <= 0:
         return steps
@@ -67,7 +67,8 @@ def _shown(steps: list[tuple[str | None, str]]) -> list[tuple[str | None, str]]:
 
 
 def picture(root: Path, image: str | None) -> str:
-    """An image as an element that holds its own data; a remark where there is none to show."""
+    """Returns an image as an element that holds its own data; a remark where there is none to
+    show."""
     if image is None:
         return '<div class="none">no image</div>'
     if not image:

@@ -17,7 +17,7 @@ EXAMPLES = 3  # best, and as many worst
 
 
 def write_report(outs: Sequence[Path], path: Path) -> Path:
-    """Write the report of result directories; two of them are also compared.
+    """Writes the report of result directories; two of them are also compared.
 
     Args:
       outs: output directories of evaluations.
@@ -76,7 +76,8 @@ def _task(evaluations: Sequence[Results], task: str) -> str:
 
 
 def _examples(results: Results, task: str) -> str:
-    """Best and worst of the run with the most shots whose images are the demonstrations' own."""
+    """Returns the best and worst of the run with the most shots whose images are the
+    demonstrations' own."""
     runs = results.of(task=task, images="own")
     if not runs:
         return ""

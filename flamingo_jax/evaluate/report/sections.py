@@ -23,7 +23,7 @@ REFERENCES = ("Flamingo-3B", "Flamingo-9B")
 
 
 def settings(evaluations: Sequence[Results]) -> str:
-    """What was evaluated: model, hashes, settings, versions."""
+    """Shows what was evaluated: model, hashes, settings, versions."""
     rows: dict[str, list[str]] = defaultdict(lambda: [""] * len(evaluations))
     for i, results in enumerate(evaluations):
         for part in ("model", "settings", "versions"):
@@ -43,7 +43,7 @@ def settings(evaluations: Sequence[Results]) -> str:
 
 
 def shots(evaluations: Sequence[Results], task: str) -> str:
-    """Scores against shots, beside the published ones; and the same as a table."""
+    """Returns scores against shots, beside the published ones; and the same as a table."""
     lines, body = [], []
     for i, results in enumerate(evaluations):
         for demonstrations in ("random", "rices"):
@@ -76,7 +76,7 @@ def shots(evaluations: Sequence[Results], task: str) -> str:
 
 
 def ratios(evaluations: Sequence[Results]) -> str:
-    """Scores in per cent of Flamingo's, as in Figure 11 of the paper."""
+    """Returns scores in per cent of Flamingo's, as in Figure 11 of the paper."""
     tasks = [t for t in PUBLISHED if any(t in results.tasks() for results in evaluations)]
     tables = []
     for reference in REFERENCES:
@@ -94,7 +94,7 @@ def ratios(evaluations: Sequence[Results]) -> str:
 
 
 def _ratio_rows(evaluations: Sequence[Results], task: str, reference: str) -> str:
-    """A heading and a row for each evaluation and each published model."""
+    """Returns a heading and a row for each evaluation and each published model."""
     theirs = PUBLISHED[task][reference, "random"]
     scores = {
         f"<b>{escape(_cut(results.name, 24))}</b>": {
@@ -115,7 +115,7 @@ def _ratio_rows(evaluations: Sequence[Results], task: str, reference: str) -> st
 
 
 def question_types(evaluations: Sequence[Results], task: str) -> str:
-    """Mean score of each type of question, most frequent types first."""
+    """Returns the mean score of each type of question, most frequent types first."""
     charts = []
     for results in evaluations:
         run = _most_shots(results.of(task=task, images="own"))
@@ -140,7 +140,8 @@ def question_types(evaluations: Sequence[Results], task: str) -> str:
 
 
 def ablation(evaluations: Sequence[Results], task: str) -> str:
-    """Do the demonstrations' images matter? Own against shuffled, blank and removed ones."""
+    """Shows whether the demonstrations' images matter: own against shuffled, blank, removed
+    ones."""
     charts = []
     for results in evaluations:
         changed = {(r.shots, r.demonstrations) for r in results.of(task=task) if r.images != "own"}
@@ -159,7 +160,7 @@ def ablation(evaluations: Sequence[Results], task: str) -> str:
 
 
 def comparison(compared: Comparison, examples: int = 5) -> str:
-    """Why the two directories differ, example by example."""
+    """Shows why the two directories differ, example by example."""
     differing = _rows(
         [f"<code>{escape(key)}</code>", escape(_cut(str(a), 60)), escape(_cut(str(b), 60))]
         for key, a, b in compared.settings
@@ -221,7 +222,7 @@ def _plus_minus(e: Estimate) -> str:
 
 
 def _heat(score: float | None, reference: float) -> str:
-    """A table cell, red below 50 %, white at 75 % and green at 100 %."""
+    """Returns a table cell, red below 50 %, white at 75 % and green at 100 %."""
     if score is None:
         return '<td class="cell muted">–</td>'
     ratio = 100 * score / reference

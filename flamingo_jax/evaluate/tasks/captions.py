@@ -22,7 +22,7 @@ class Captions(Task):
 
     @abstractmethod
     def key_and_image(self, entry: dict[str, Any]) -> tuple[str, str]:
-        """Id and image path of an entry."""
+        """Returns the id and image path of an entry."""
 
     def files(self, split: Split) -> tuple[str, ...]:
         return (self.annotations,)

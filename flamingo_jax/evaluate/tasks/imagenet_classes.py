@@ -256,6 +256,6 @@ _TABLE = """
 
 
 def class_names() -> dict[str, str]:
-    """Name by WordNet id ("n01440764"), in the order of the ids."""
+    """Returns the name by WordNet id ("n01440764"), in the order of the ids."""
     rows = (row.split(maxsplit=1) for row in _TABLE.replace("\n", " ").split(";"))
     return {f"n{number}": name.strip() for number, name in rows}

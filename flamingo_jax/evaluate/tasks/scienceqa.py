@@ -53,7 +53,7 @@ class ScienceQa(Task):
             )
 
     def told(self, entry: dict[str, Any], letter: str) -> str:
-        """A demonstration's answer."""
+        """Returns a demonstration's answer."""
         return letter
 
 
@@ -81,7 +81,7 @@ def _question(entry: dict[str, Any]) -> str:
 
 
 def _extras(entry: dict[str, Any]) -> dict[str, Any]:
-    """The groups in which ScienceQA's figures are given."""
+    """Returns the groups in which ScienceQA's figures are given."""
     grade = int(entry["grade"].removeprefix("grade"))
     contexts = (["TXT"] if entry["hint"] else []) + (["IMG"] if entry["image"] else [])
     groups = [SUBJECTS[entry["subject"]], *(contexts or ["NO"]), "G1-6" if grade <= 6 else "G7-12"]

@@ -46,7 +46,7 @@ class DataErrors:
         self.counts: Counter[str] = Counter()
 
     def found(self, fault: str, where: str) -> None:
-        """UserError unless faults are skipped."""
+        """Counts a fault; UserError unless faults are skipped."""
         if self.on_error == "raise":
             raise UserError(
                 f"{where}: {fault}; mend the data, or leave such examples out and have them "
@@ -82,41 +82,43 @@ class Task(ABC):
 
     @property
     def note(self) -> str:
-        """Said beside every score."""
+        """Returns what is said beside every score."""
         return ""
 
     @abstractmethod
     def files(self, split: Split) -> tuple[str, ...]:
-        """Annotation files, relative to `folder`; their hashes go into the manifest."""
+        """Returns the annotation files, relative to `folder`; their hashes go into the manifest."""
 
     @abstractmethod
     def read(self, data: Path, split: Split, problems: DataErrors) -> Iterable[Example]:
-        """The examples of a split, in the order of its files."""
+        """Returns the examples of a split, in the order of its files."""
 
     def choices(self, data: Path) -> tuple[str, ...]:
-        """All possible answers; none: a task of free text, whose answers are generated."""
+        """Returns all possible answers; none: a task of free text, whose answers are generated."""
         return ()
 
     def process(self, raw: str) -> str:
-        """A generated text → the answer that is scored."""
+        """Cuts a generated text to the answer that is scored."""
         return raw.strip()
 
     def submission(self, data: Path, answers: Mapping[str, str]) -> list[dict[str, Any]] | None:
-        """What a test server takes, from answers by example id; None: there is no server."""
+        """Returns what a test server takes, from answers by example id; None: there is no
+        server."""
         return None
 
     def own_prompts(
         self, shots: int, seed: int
     ) -> list[tuple[Example, tuple[Example, ...]]] | None:
-        """Examples with their demonstrations, where a task does not draw them from a split."""
+        """Returns examples with their demonstrations, where a task does not draw them from a
+        split."""
         return None
 
     def picture(self, data: Path, image: str) -> bytes | np.ndarray:
-        """An encoded image file, or uint8 pixels (H, W, 3) of the model's size."""
+        """Returns an encoded image file, or uint8 pixels (H, W, 3) of the model's size."""
         return (data / image).read_bytes()
 
     def path(self, data: Path, name: str) -> Path:
-        """A file of the data set. UserError: it is not there."""
+        """Returns a file of the data set. UserError: it is not there."""
         path = data / self.folder / name
         if not path.exists():
             raise UserError(
@@ -130,7 +132,7 @@ class Task(ABC):
 def read_split(
     task: Task, data: Path, split: Split, problems: DataErrors, *, images: bool = True
 ) -> list[Example]:
-    """The sound examples of a split; without `images`, those need not be there.
+    """Returns the sound examples of a split; without `images`, those need not be there.
 
     Raises:
       UserError: an image that does not exist or an id that stands twice, unless faults are skipped;

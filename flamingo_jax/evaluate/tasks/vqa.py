@@ -23,15 +23,15 @@ class Vqa(Task):
 
     @abstractmethod
     def part(self, split: Split) -> str:
-        """The part of the data set that a split is, as its files call it."""
+        """Returns the part of the data set that a split is, as its files call it."""
 
     @abstractmethod
     def names(self, part: str) -> tuple[str, str]:
-        """Question and annotation file of a part."""
+        """Returns the question and annotation file of a part."""
 
     @abstractmethod
     def image(self, part: str, image_id: Any) -> str:
-        """Path of an image."""
+        """Returns the path of an image."""
 
     def files(self, split: Split) -> tuple[str, ...]:
         part = self.part(split)
@@ -68,7 +68,8 @@ class Vqa(Task):
         return postprocess(raw)
 
     def submission(self, data: Path, answers: Mapping[str, str]) -> list[dict[str, Any]]:
-        """One normalised answer for every question the server asks, "" where there is none."""
+        """Returns one normalised answer for every question the server asks, "" where there is
+        none."""
         path = self.path(data, self.names(self.server_part)[0])
         return [
             self.server_entry(entry, normalize(answers.get(str(entry["question_id"]), "")))
@@ -77,7 +78,7 @@ class Vqa(Task):
 
     @property
     def server_part(self) -> str:
-        """The part whose questions a test server wants, all of them."""
+        """Returns the part whose questions a test server wants, all of them."""
         return self.part("test")
 
     def server_entry(self, question: Mapping[str, Any], answer: str) -> dict[str, Any]:
