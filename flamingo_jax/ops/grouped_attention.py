@@ -38,10 +38,10 @@ def attend_to_own_image(
     num_images = images[0].shape[2]
     if not num_images:
         return jnp.zeros_like(q_BLHK)
-    slots = num_slots(visible_BL.shape[1], num_images)
-    if slots is None or uniform_beyond_images:
+    places = num_places(visible_BL.shape[1], num_images)
+    if places is None or uniform_beyond_images:
         return masked_image_attention(q_BLHK, images, visible_BL)
-    blocks = image_blocks(visible_BL, num_images, slots)
+    blocks = image_blocks(visible_BL, num_images, places)
     k_BHNRK, v_BHNRK = (
         jnp.take_along_axis(y, blocks.image_BN[:, None, :, None, None], 2, mode="clip")
         for y in images
@@ -80,24 +80,24 @@ class ImageBlocks:
       image_BN: the image that a block sees.
       token_BS: the text position in a place; any, where no text is in it.
       filled_BS: whether text is in a place.
-      slot_BL: the place of a text position.
+      place_BL: the place of a text position.
     """
 
     image_BN: Int[Array, "B N"]
     token_BS: Int[Array, "B S"]
     filled_BS: Bool[Array, "B S"]
-    slot_BL: Int[Array, "B L"]
+    place_BL: Int[Array, "B L"]
 
 
-def num_slots(length: int, num_images: int) -> int | None:
+def num_places(length: int, num_images: int) -> int | None:
     """Slots for any text of this length; None: masking does no more work than these would."""
     size = min(SIZE, length)
-    slots = (length + num_images * (size - 1)) // size * size
-    return slots if 2 * slots <= length * num_images else None
+    places = (length + num_images * (size - 1)) // size * size
+    return places if 2 * places <= length * num_images else None
 
 
-def image_blocks(visible_BL: Int[Array, "B L"], num_images: int, slots: int) -> ImageBlocks:
-    """Blocks for text that sees these images (see `visible_image`), `slots` by `num_slots`.
+def image_blocks(visible_BL: Int[Array, "B L"], num_images: int, places: int) -> ImageBlocks:
+    """Blocks for text that sees these images (see `visible_image`), `places` by `num_places`.
 
     Text that sees none stands with the first image.
     """
@@ -109,22 +109,22 @@ def image_blocks(visible_BL: Int[Array, "B L"], num_images: int, slots: int) -> 
     end_block_BT = jnp.cumsum(blocks_BT, axis=1)
     # Slots of an image are filled in the order of the text.
     place_BLT = (end_block_BT - blocks_BT)[:, None] * size + jnp.cumsum(is_of_BLT, axis=1) - 1
-    slot_BL = jnp.sum(jnp.where(is_of_BLT, place_BLT, 0), axis=-1)
+    place_BL = jnp.sum(jnp.where(is_of_BLT, place_BLT, 0), axis=-1)
 
-    def placed(slot_L: Array, values_L: Array) -> Array:
-        return jnp.zeros(slots, values_L.dtype).at[slot_L].set(values_L, unique_indices=True)
+    def placed(place_L: Array, values_L: Array) -> Array:
+        return jnp.zeros(places, values_L.dtype).at[place_L].set(values_L, unique_indices=True)
 
-    index_BL = jnp.broadcast_to(jnp.arange(length), slot_BL.shape)
-    is_after_BNT = jnp.arange(slots // size)[:, None] >= end_block_BT[:, None]
+    index_BL = jnp.broadcast_to(jnp.arange(length), place_BL.shape)
+    is_after_BNT = jnp.arange(places // size)[:, None] >= end_block_BT[:, None]
     return ImageBlocks(
         jnp.minimum(is_after_BNT.sum(axis=-1), num_images - 1),
-        jax.vmap(placed)(slot_BL, index_BL),
-        jax.vmap(placed)(slot_BL, index_BL >= 0),
-        slot_BL,
+        jax.vmap(placed)(place_BL, index_BL),
+        jax.vmap(placed)(place_BL, index_BL >= 0),
+        place_BL,
     )
 
 
-# Each position has one slot, so the gradient of either move is the other: no scatter.
+# Each position has one place, so the gradient of either move is the other: no scatter.
 @jax.custom_vjp
 def group_queries_by_image(
     x_BLD: Float[Array, "B L D"], blocks: ImageBlocks
@@ -134,19 +134,19 @@ def group_queries_by_image(
 
 @jax.custom_vjp
 def ungroup_queries(y_BSD: Float[Array, "B S D"], blocks: ImageBlocks) -> Float[Array, "B L D"]:
-    return _take(y_BSD, blocks.slot_BL)
+    return _take(y_BSD, blocks.place_BL)
 
 
-def _from_slots_backward(blocks, gradient_BLD):
+def _ungroup_backward(blocks, gradient_BLD):
     moved_BSD = _take(gradient_BLD, blocks.token_BS)
     return jnp.where(blocks.filled_BS[..., None], moved_BSD, 0), None
 
 
 group_queries_by_image.defvjp(
     lambda x, blocks: (group_queries_by_image(x, blocks), blocks),
-    lambda blocks, gradient_BSD: (_take(gradient_BSD, blocks.slot_BL), None),
+    lambda blocks, gradient_BSD: (_take(gradient_BSD, blocks.place_BL), None),
 )
-ungroup_queries.defvjp(lambda y, blocks: (ungroup_queries(y, blocks), blocks), _from_slots_backward)
+ungroup_queries.defvjp(lambda y, blocks: (ungroup_queries(y, blocks), blocks), _ungroup_backward)
 
 
 def _take(x_BLD: Array, index_BS: Array) -> Array:

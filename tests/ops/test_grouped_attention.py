@@ -14,7 +14,7 @@ from flamingo_jax.ops import grouped_attention as blocks_of
 from flamingo_jax.ops.grouped_attention import (
     group_queries_by_image,
     image_blocks,
-    num_slots,
+    num_places,
     ungroup_queries,
 )
 
@@ -29,38 +29,38 @@ def small_blocks(monkeypatch):
 @given(
     st.lists(st.lists(st.integers(-1, IMAGES), min_size=20, max_size=20), min_size=1, max_size=3)
 )
-def test_every_token_has_a_slot_that_sees_its_image(rows):
+def test_every_token_has_a_place_that_sees_its_image(rows):
     """Images in any order, none (−1), and more than there are."""
     visible = np.array(rows)
-    slots = num_slots(20, IMAGES)
-    blocks = image_blocks(jnp.asarray(visible), IMAGES, slots)
-    assert blocks.image_BN.shape == (len(rows), slots // 4)
+    places = num_places(20, IMAGES)
+    blocks = image_blocks(jnp.asarray(visible), IMAGES, places)
+    assert blocks.image_BN.shape == (len(rows), places // 4)
     for row, seen in enumerate(visible):
-        slot = np.asarray(blocks.slot_BL[row])
-        assert len(set(slot.tolist())) == 20
-        assert slot.max() < slots
+        place = np.asarray(blocks.place_BL[row])
+        assert len(set(place.tolist())) == 20
+        assert place.max() < places
         expected = np.clip(seen, 0, IMAGES - 1)
-        assert np.asarray(blocks.image_BN[row])[slot // 4].tolist() == expected.tolist()
+        assert np.asarray(blocks.image_BN[row])[place // 4].tolist() == expected.tolist()
         filled = np.asarray(blocks.filled_BS[row])
-        assert np.flatnonzero(filled).tolist() == sorted(slot.tolist())
-        assert np.asarray(blocks.token_BS[row])[slot].tolist() == list(range(20))
+        assert np.flatnonzero(filled).tolist() == sorted(place.tolist())
+        assert np.asarray(blocks.token_BS[row])[place].tolist() == list(range(20))
 
 
 @given(st.integers(1, 600), st.integers(1, 40))
 def test_slots_suffice_for_the_worst_text(length, images):
     """One token for each image but the last is what wastes most slots."""
-    slots = num_slots(length, images)
-    if slots is None:
+    places = num_places(length, images)
+    if places is None:
         return
     size = min(blocks_of.SIZE, length)
     counts = np.ones(min(images, length), int)
     counts[-1] += length - counts.sum()
-    assert (-(-counts // size)).sum() * size <= slots <= length * images / 2
+    assert (-(-counts // size)).sum() * size <= places <= length * images / 2
 
 
 def test_moves_and_their_gradients(rng):
     visible = jnp.asarray(np.sort(rng.integers(-1, IMAGES, (2, 20)), axis=1))
-    blocks = image_blocks(visible, IMAGES, num_slots(20, IMAGES))
+    blocks = image_blocks(visible, IMAGES, num_places(20, IMAGES))
     x = jnp.asarray(rng.normal(size=(2, 20, 3)), jnp.float32)
     np.testing.assert_array_equal(ungroup_queries(group_queries_by_image(x, blocks), blocks), x)
     weights = jnp.asarray(rng.normal(size=(2, 20, 3)), jnp.float32)
@@ -100,9 +100,9 @@ def test_blocks_attend_as_masking_does(layer, rng, monkeypatch):
     text = jnp.asarray(rng.normal(size=(3, 20, 16)), jnp.float32)
     media = jnp.asarray(rng.normal(size=(3, IMAGES, 3, 16)), jnp.float32)
     visible = jnp.asarray(rng.integers(-1, IMAGES + 1, (3, 20)))
-    assert num_slots(20, IMAGES) == 32
+    assert num_places(20, IMAGES) == 32
     by_block = run(layer, text, media, visible)
-    monkeypatch.setattr(blocks_of, "num_slots", lambda *_: None)
+    monkeypatch.setattr(blocks_of, "num_places", lambda *_: None)
     for found, expected in zip(by_block, run(layer, text, media, visible), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 

@@ -15,7 +15,7 @@ from flamingo_jax.models.decoder import DecoderConfig
 from flamingo_jax.models.layers import FeedForward, LayerNorm, Linear, stack
 from flamingo_jax.models.matmuls import Account, BatchSize, Layers, Reads, Scores, Stage, Weights
 from flamingo_jax.models.text import STATIC, TokenLayout, merge_heads, visible_image
-from flamingo_jax.ops.grouped_attention import ImageKeysValues, attend_to_own_image, num_slots
+from flamingo_jax.ops.grouped_attention import ImageKeysValues, attend_to_own_image, num_places
 from flamingo_jax.parallel.remat import keep_elementwise
 
 
@@ -68,7 +68,7 @@ class GatedCrossAttentionConfig:
         """`num_vectors`, `vector_width`: of one image."""
         blocks, text = decoder.num_layers // self.interval, size.rows * size.length
         vectors = size.rows * size.images * num_vectors
-        slots = None if self.uniform_beyond_images else num_slots(size.length, size.images)
+        places = None if self.uniform_beyond_images else num_places(size.length, size.images)
         return Account(
             part="cross_attention",
             parameters=self.parameters,
@@ -83,7 +83,7 @@ class GatedCrossAttentionConfig:
                     count=size.rows * blocks,
                     num_heads=self.num_heads,
                     head_width=self.head_dim,
-                    num_queries=slots or size.length * size.images,  # pairs of text and images
+                    num_queries=places or size.length * size.images,  # pairs of text and images
                     num_keys=num_vectors,
                     stage="text",
                     keys="vectors",
