@@ -20,7 +20,7 @@ from flamingo_jax.weights.image_processor import image_processor
 
 @dataclass(frozen=True)
 class Model:
-    """What asking a model needs.
+    """Holds what asking a model needs.
 
     Attributes:
       graph: `graph.merge(params)` gives the `Flamingo` module.

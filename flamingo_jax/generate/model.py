@@ -1,4 +1,4 @@
-"""What a loaded model can be asked: to continue, to choose, to say how likely a document is."""
+"""Asks a loaded model to continue, to choose, or to say how likely a document is."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -28,7 +28,7 @@ from flamingo_jax.text.template import join
 
 @dataclass(frozen=True)
 class Continuation:
-    """What the model said, token by token.
+    """Holds what the model said, token by token.
 
     Attributes:
       logprobs: of each token under the model itself; the token that stopped is the last.
@@ -82,7 +82,7 @@ class Inference(Model):
         details: bool = False,
         **settings: Any,
     ) -> Any:
-        """How the model continues a prompt.
+        """Continues a prompt.
 
         Args:
           query: a prompt, or a batch of them.
@@ -262,7 +262,7 @@ class Inference(Model):
 
     @contextmanager
     def _asking(self) -> Iterator[None]:
-        """What the model refuses is the user's to mend."""
+        """Turns what the model refuses into errors that the user can mend."""
         try:
             yield
         except ValueError as error:

@@ -138,7 +138,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class BatchShape:
-    """What a batch is filled up to, where batches should have few shapes.
+    """Says what a batch is filled up to, where batches should have few shapes.
 
     Attributes:
       rows: at least so many; the last prompt is repeated.

@@ -24,7 +24,7 @@ def tokens_after(tokenizer: Any, prompt: ReadPrompt, text: str) -> list[int]:
 
 
 def stop_strings(tokenizer: Any, strings: Sequence[str]) -> StopStrings | None:
-    """What ends a text; None: nothing but tokens. ValueError: an empty string, or no list."""
+    """Returns what ends a text; None: nothing but tokens. ValueError: an empty string, or no list."""
     if not strings:
         return None
     if isinstance(strings, str):
@@ -33,7 +33,7 @@ def stop_strings(tokenizer: Any, strings: Sequence[str]) -> StopStrings | None:
 
 
 def emittable_prefix(text: str, stop: Sequence[str]) -> str:
-    """What stays of a text that grows: a character whose bytes are not all there is held back, and
+    """Returns what stays of a text that grows: a character whose bytes are not all there is held back, and
     what may be the beginning of a string that ends it."""
     text = text.rstrip("\N{REPLACEMENT CHARACTER}")
     begun = (n for s in stop for n in range(1, len(s)) if text.endswith(s[:n]))

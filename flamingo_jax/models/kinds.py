@@ -1,4 +1,4 @@
-"""What a kind of encoder, connector or fusion is asked: all that a model knows of it.
+"""Lists what a model asks of a kind of encoder, connector or fusion: it knows nothing else of it.
 
 Each kind is a frozen dataclass beside its module. Its fields are config keys, its `kind` chooses it
 among others, and its parameters' paths begin with `parameters`.
@@ -17,7 +17,7 @@ from flamingo_jax.parallel.remat import RematPolicy
 
 
 class Kind(Protocol):
-    """What every part of a model is asked."""
+    """Is asked of every part of a model."""
 
     parameters: ClassVar[str]
 
@@ -52,7 +52,7 @@ class EncoderKind(Kind, Protocol):
         ...
 
     def owns(self, path: str) -> bool:
-        """Whether a parameter of the model is the encoder's."""
+        """Returns whether a parameter of the model is the encoder's."""
         ...
 
     def account(self, size: BatchSize) -> Account: ...
@@ -80,7 +80,7 @@ class ConnectorKind(Kind, Protocol):
 
 
 class FusionKind(Kind, Protocol):
-    """How the text comes to the vectors."""
+    """Brings the text to the vectors."""
 
     @property
     def interval(self) -> int:
@@ -89,7 +89,7 @@ class FusionKind(Kind, Protocol):
 
     @property
     def uniform_beyond_images(self) -> bool:
-        """Whether text whose image is missing is allowed."""
+        """Tells whether text may refer to an image that is missing."""
         ...
 
     def check(self, decoder: DecoderConfig) -> None:

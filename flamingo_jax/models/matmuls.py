@@ -1,4 +1,4 @@
-"""What a module says of its matmuls, beside its code: who counts them knows no module.
+"""Lets a module say what its matmuls are, beside its code: whoever counts them knows no module.
 
 A *stage* is a name for what a gradient reaches: it flows through a stage where something is trained
 that belongs to it, or to a stage before it. Patterns are regular expressions over the module's own
@@ -13,7 +13,7 @@ from flamingo_jax.ops.attention_kernels import AttentionChoice
 
 @dataclass(frozen=True)
 class BatchSize:
-    """Of one stream's batch: rows of `parts` parts, and images of so many frames in each row."""
+    """Describes one stream's batch: rows of `parts` parts, and images of so many frames in each row."""
 
     rows: int
     length: int
@@ -78,7 +78,7 @@ class Scores:
 
     @property
     def multiplications(self) -> int:
-        """Of either matmul; of causal rows, only those that are not left out."""
+        """Counts those of either matmul; of causal rows, only those that are not left out."""
         pairs = self.num_queries * self.num_keys
         if self.causal:
             pairs = sum(len(block) * block.stop for block in causal_blocks(self.num_queries))

@@ -40,7 +40,7 @@ class ModelGraph:
 
     @functools.cached_property
     def facts(self) -> dict[str, ParamFacts]:
-        """What each parameter's module says of it, by path."""
+        """Collects what each parameter's module says of it, by path."""
         return {
             _join(path): leaf.get_metadata().get("facts", ParamFacts())
             for path, leaf in nnx.to_flat_state(self.state)

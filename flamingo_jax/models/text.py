@@ -46,7 +46,7 @@ class TokenLayout:
 
 @runtime_checkable
 class Sees(Protocol):
-    """What a block asks of the sequences that it runs over."""
+    """Answers what a block asks of the sequences that it runs over."""
 
     def attend(
         self,

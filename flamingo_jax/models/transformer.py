@@ -147,7 +147,7 @@ class Layer(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """What the two modules of a layer keep for later text; None: nothing."""
+    """Holds what the two modules of a layer keep for later text; None: nothing."""
 
     block: Any = None
     inserted: Any = None

@@ -76,7 +76,7 @@ class ModelConfig:
 
     @property
     def vectors(self) -> tuple[int, int]:
-        """How many vectors the text may see of each image, and their width."""
+        """Counts the vectors that the text may see of each image, and gives their width."""
         return self.connector.vectors(self.encoder.num_patches, self.encoder.width)
 
     def accounts(self, size: BatchSize) -> tuple[Account, ...]:

@@ -22,7 +22,7 @@ SPLASH_BLOCKS = (512, 256, 128)  # the largest that divides the length; a kernel
 
 @dataclass(frozen=True)
 class Device:
-    """What decides of a device. `lacks`: why it has no kernel of its own, if so."""
+    """Holds what decides of a device. `lacks`: why it has no kernel of its own, if so."""
 
     platform: str
     lacks: str = ""
@@ -30,7 +30,7 @@ class Device:
 
 @dataclass(frozen=True)
 class Call:
-    """What decides of one attention: shapes, whether keys are hidden, and whether `CausalRows` say
+    """Holds what decides of one attention: shapes, whether keys are hidden, and whether `CausalRows` say
     which."""
 
     dtype: str
@@ -52,7 +52,7 @@ class Kernel(NamedTuple):
 
 
 def choose(call: Call, device: Device, wanted: AttentionChoice = "auto") -> Kernel:
-    """The kernel for this attention on this device."""
+    """Returns the kernel for this attention on this device."""
     best: dict[str, tuple[Literal["cudnn", "splash"], Callable[[Call], str]]] = {
         "gpu": ("cudnn", _cudnn_refuses),
         "tpu": ("splash", _splash_refuses),
@@ -87,13 +87,13 @@ def _splash_refuses(call: Call) -> str:
 
 
 def device_in_force() -> Device:
-    """What the program being traced will run on."""
+    """Returns what the program being traced will run on."""
     platform = _platform()
     return Device(platform, _gpu_lacks() if platform == "gpu" else "")
 
 
 def _platform() -> str:
-    """Of the devices of the mesh in force, which need not be here, or of the default device."""
+    """Names the platform of the mesh in force, whose devices need not be here, or the default one."""
     described = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if described is None else described.platform
 

@@ -90,14 +90,14 @@ class ImageBlocks:
 
 
 def num_places(length: int, num_images: int) -> int | None:
-    """Slots for any text of this length; None: masking does no more work than these would."""
+    """Returns places enough for any text of this length; None: masking is no more work."""
     size = min(SIZE, length)
     places = (length + num_images * (size - 1)) // size * size
     return places if 2 * places <= length * num_images else None
 
 
 def image_blocks(visible_BL: Int[Array, "B L"], num_images: int, places: int) -> ImageBlocks:
-    """Blocks for text that sees these images (see `visible_image`), `places` by `num_places`.
+    """Returns blocks for text that sees these images (see `visible_image`), `places` by `num_places`.
 
     Text that sees none stands with the first image.
     """

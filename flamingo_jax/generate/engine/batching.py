@@ -29,7 +29,7 @@ class PaddedPrompts:
         return self.images, self.tokens_BS, self.segments_BS, self.num_images_B
 
     def has_spare_images(self, image_token: int) -> bool:
-        """Whether there are images for an `<image>` that comes later."""
+        """Returns whether there are images for an `<image>` that comes later."""
         is_mark_BS = (self.tokens_BS == image_token) & (self.segments_BS != 0)
         return bool((is_mark_BS.sum(axis=1) < self.num_images_B).any())
 

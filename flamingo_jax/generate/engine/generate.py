@@ -97,7 +97,7 @@ def stream(
     stop: StopStrings | None = None,
     every: int = 1,
 ) -> Iterator[Generated]:
-    """What there is so far, again after every `every` tokens; otherwise as `generate`, whose
+    """Yields what there is so far, again after every `every` tokens; otherwise as `generate`, whose
     compiled programs it shares.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What a user may say about a generation, and what of it is compiled in or traced."""
+"""Settings of a generation, and which of them are compiled in or traced."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from flamingo_jax.models.vlm import ModelConfig
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationConfig:
-    """How to continue a prompt. The names are those of transformers, where it has them."""
+    """Says how to continue a prompt. The names are those of transformers, where it has them."""
 
     max_new_tokens: int = 32
     min_new_tokens: int = 0  # before these, no stop token comes
@@ -73,7 +73,7 @@ class GenerationConfig:
 
 
 class StaticOptions(NamedTuple):
-    """What of a generation is compiled in."""
+    """Holds what of a generation is compiled in."""
 
     width: int
     new_tokens: int  # bucket that holds them
@@ -143,7 +143,7 @@ def knobs_of(
 
 
 def may_show_images(config: GenerationConfig, model: ModelConfig, padded: PaddedPrompts) -> bool:
-    """Whether a continuation can see an image that its prompt has not shown yet."""
+    """Returns whether a continuation can see an image that its prompt has not shown yet."""
     if model.fusion.uniform_beyond_images:  # an <image> too many sees all of its row
         return True
     is_bad = model.image_token in _bad_tokens(config, model)

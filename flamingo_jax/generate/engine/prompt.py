@@ -27,7 +27,7 @@ Cache = list[KeysValues]  # of a continuation, layer by layer
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Prompt:
-    """All that a continuation needs of what stands before it.
+    """Holds all that a continuation needs of what stands before it.
 
     Attributes:
       kept: what the layers keep of text and images, as `in_order` takes it.
@@ -47,7 +47,7 @@ class Prompt:
 
     @property
     def num_slots(self) -> int:
-        """How many images a row has room for."""
+        """Counts the images that a row has room for."""
         keys_values = [kept.inserted for kept in self.kept[0] if kept.inserted is not None]
         return keys_values[0][0][0].shape[3]
 

@@ -1,4 +1,4 @@
-"""How likely given texts are: continuations of a prompt, and whole documents.
+"""Scores given texts, by how likely they are: continuations of a prompt, and whole documents.
 
 Letters as in `layers.py`; C continuations of up to M tokens.
 """

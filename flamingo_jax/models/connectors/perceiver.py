@@ -140,7 +140,7 @@ class ResamplerLayer(nnx.Module):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Patches:
-    """What the latents of B images read: their patch tokens, then the latents themselves.
+    """Holds what the latents of B images read: their patch tokens, then the latents themselves.
 
     Attributes:
       standardized_BPD: patch tokens, frames behind one another, with mean 0 and variance 1.

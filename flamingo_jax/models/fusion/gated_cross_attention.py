@@ -120,7 +120,7 @@ class GatedCrossAttentionConfig:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Images:
-    """What the texts of one or several batches see of the images of their rows.
+    """Knows what the texts of one or several batches see of the images of their rows.
 
     Attributes:
       vectors: the connector's, of each batch; empty where keys and values are kept already.

@@ -45,7 +45,7 @@ class ClipVisionConfig(BlockConfig):
         return VisionTransformer(self, remat=remat, dtype=dtype, rngs=rngs)
 
     def owns(self, path: str) -> bool:
-        """Whether a parameter of the model is the encoder's."""
+        """Returns whether a parameter of the model is the encoder's."""
         return path.startswith(f"{self.parameters}/")
 
     def heads(self) -> dict[str, int]:
