@@ -25,7 +25,9 @@ from flamingo_jax.models.vlm import VisionLanguageModel
 
 @dataclass(frozen=True)
 class AttentionMaps:
-    """Holds the maps of one prompt. C cross-attention blocks, H heads, h × w patches of each of F frames.
+    """Holds the maps of one prompt.
+
+    C cross-attention blocks, H heads, h × w patches of each of F frames.
 
     Attributes:
       tokens: the prompt's tokens as text.

@@ -24,7 +24,7 @@ def tokens_after(tokenizer: Any, prompt: ReadPrompt, text: str) -> list[int]:
 
 
 def stop_strings(tokenizer: Any, strings: Sequence[str]) -> StopStrings | None:
-    """Returns what ends a text; None: nothing but tokens. ValueError: an empty string, or no list."""
+    """Returns what ends a text; None: only tokens do. ValueError: an empty string, or no list."""
     if not strings:
         return None
     if isinstance(strings, str):
@@ -33,8 +33,11 @@ def stop_strings(tokenizer: Any, strings: Sequence[str]) -> StopStrings | None:
 
 
 def emittable_prefix(text: str, stop: Sequence[str]) -> str:
-    """Returns what stays of a text that grows: a character whose bytes are not all there is held back, and
-    what may be the beginning of a string that ends it."""
+    """Returns what stays of a text that grows.
+
+    A character whose bytes are not all there is held back, and what may be the beginning of a
+    string that ends the text.
+    """
     text = text.rstrip("\N{REPLACEMENT CHARACTER}")
     begun = (n for s in stop for n in range(1, len(s)) if text.endswith(s[:n]))
     return text[: len(text) - max(begun, default=0)]

@@ -13,7 +13,7 @@ from flamingo_jax.ops.attention_kernels import AttentionChoice
 
 @dataclass(frozen=True)
 class BatchSize:
-    """Describes one stream's batch: rows of `parts` parts, and images of so many frames in each row."""
+    """Describes one stream's batch: rows of `parts` parts, with images of so many frames each."""
 
     rows: int
     length: int

@@ -30,8 +30,8 @@ class Device:
 
 @dataclass(frozen=True)
 class Call:
-    """Holds what decides of one attention: shapes, whether keys are hidden, and whether `CausalRows` say
-    which."""
+    """Holds what decides of one attention: shapes, and whether keys are hidden, by `CausalRows` or
+    otherwise."""
 
     dtype: str
     head_width: int
@@ -93,7 +93,7 @@ def device_in_force() -> Device:
 
 
 def _platform() -> str:
-    """Names the platform of the mesh in force, whose devices need not be here, or the default one."""
+    """Names the platform of the mesh in force, which need not be here, or the default one."""
     described = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if described is None else described.platform
 

@@ -97,7 +97,7 @@ def num_places(length: int, num_images: int) -> int | None:
 
 
 def image_blocks(visible_BL: Int[Array, "B L"], num_images: int, places: int) -> ImageBlocks:
-    """Returns blocks for text that sees these images (see `visible_image`), `places` by `num_places`.
+    """Returns blocks for text that sees these images; `places`: see `num_places`.
 
     Text that sees none stands with the first image.
     """
