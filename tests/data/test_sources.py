@@ -75,7 +75,7 @@ def test_interleaved_documents_are_the_golden_ones(golden, family):
         expected = arrays[f"{family}/{name}/input_ids"]
         np.testing.assert_array_equal(example["tokens"][mask], expected[mask])
         # Images whose mark was cut off are in the original's array and not in ours.
-        for index in range((example["tokens"] == maker.tokens.image).sum()):
+        for index in range((example["tokens"] == maker.tokens.special.image).sum()):
             pixels = normalised(example["images"][index, 0])
             pixels = pixels[:, ::16, ::16] if name == "gpt" else pixels
             np.testing.assert_allclose(pixels, arrays[f"images/{name}"][index], atol=2e-6)
