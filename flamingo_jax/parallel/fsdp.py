@@ -50,7 +50,7 @@ def gathered(param: nnx.Variable, dtype: DTypeLike) -> Float[Array, "..."]:
 
 
 def is_split() -> bool:
-    """Whether the mesh in force splits weights."""
+    """Returns whether the mesh in force splits weights."""
     return jax.sharding.get_abstract_mesh().shape.get(FSDP_AXIS, 1) > 1
 
 

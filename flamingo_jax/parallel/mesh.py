@@ -109,7 +109,7 @@ def row_axes(rows: int) -> tuple[str, ...] | None:
 
 
 def rows_per_device(rows: int) -> int:
-    """How many of so many rows one device of the mesh in force holds."""
+    """Returns how many of so many rows one device of the mesh in force holds."""
     return math.ceil(rows / _row_shards()[1])
 
 

@@ -16,7 +16,7 @@ SMALLEST_SHARDED = 2**14  # elements of a layer; smaller arrays cost more to gat
 
 @dataclass(frozen=True)
 class ParamFacts:
-    """What others need to know of a parameter, said where it is made.
+    """Tells others what they need to know of a parameter; it is said where that is made.
 
     Attributes:
       stacked: its first axis is the layer.

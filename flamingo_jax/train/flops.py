@@ -103,7 +103,7 @@ class StreamCounter:
             self.flows[name] = flows
 
     def trains(self, account: Account, pattern: str) -> bool:
-        """Whether some parameter is trained whose path in this part has the pattern."""
+        """Returns whether some parameter is trained whose path in this part has the pattern."""
         prefix = account.parameters + "/"
         return any(
             path.startswith(prefix) and re.search(pattern, path.removeprefix(prefix))
@@ -139,7 +139,7 @@ class StreamCounter:
         return by_part
 
     def _again(self, path: str, account: Account, weights: Weights) -> bool:
-        """Whether remat computes the output of this matmul again."""
+        """Returns whether remat computes the output of this matmul again."""
         policy = self.policy(account)
         if policy == "elementwise":
             return weights.elementwise_again
